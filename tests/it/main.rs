@@ -1,1 +1,14 @@
-//! Integration tests.
+//! The promises of rabbitline, each held by a test that runs the real program against a real RabbitMQ node.
+//!
+//! Run by `cargo test --test it` (`./dev test` does), not by nextest: nextest gives each test a process of its own, and
+//! each would start a node (four seconds and a hundred megabytes); here most tests share one. A test that kills or
+//! blocks the broker has a node to itself. Needs Debian's `rabbitmq-server`; without it the tests fail and say so.
+//!
+//! A test waits for facts with a deadline, never for time to pass, and uses queues and exchanges of its own.
+
+// The harness is part of the tests: a test that cannot set its scene has failed.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod harness;
+
+mod main_path;

@@ -1,0 +1,25 @@
+//! What the tests stand on: a real broker node, the real program as a child process, devices that are plain sockets
+//! at a 127.x address of their own, an AMQP client, and one way to wait (`eventually`).
+//!
+//! Blocking calls throughout, so that a test reads from top to bottom; the AMQP client and device fleets run on a
+//! tokio runtime of their own behind them. Every wait has a deadline and names the fact it waits for.
+
+mod amqp;
+mod bridge;
+mod broker;
+mod device;
+mod fleet;
+mod http;
+mod program;
+mod reaper;
+mod scene;
+mod wait;
+
+pub(crate) use amqp::{Amqp, Inbox, Letter, persistent};
+pub(crate) use bridge::{Bridge, Setup};
+pub(crate) use broker::{Broker, free_port};
+pub(crate) use device::Device;
+pub(crate) use fleet::{Fleet, address};
+pub(crate) use program::{Finished, Program};
+pub(crate) use scene::{Scene, command, reply_to};
+pub(crate) use wait::{block_on, eventually, within};

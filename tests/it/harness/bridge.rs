@@ -1,0 +1,255 @@
+//! The bridge as its operators see it: settings, log lines, HTTP, signals, an exit code.
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::net::SocketAddr;
+
+use serde_json::Value;
+
+use super::http::{self, Answer};
+use super::program::{Finished, Lines, Program, environment};
+use super::{Device, eventually};
+
+/// The settings a bridge will be started with.
+#[derive(Clone)]
+pub(crate) struct Setup {
+    settings: BTreeMap<OsString, OsString>,
+    files: Option<u32>,
+}
+
+impl Setup {
+    /// A bridge at free ports of loopback, with logs that tests can read, on the broker at `broker_port`.
+    pub(crate) fn new(broker_port: u16) -> Self {
+        Self {
+            settings: BTreeMap::new(),
+            files: None,
+        }
+        .set("MQ_HOST", "127.0.0.1")
+        .set("MQ_PORT", broker_port.to_string())
+        .set("DEVICE_LISTEN", "127.0.0.1:0")
+        .set("HTTP_LISTEN", "127.0.0.1:0")
+        .set("BRIDGE_NAME", "bridge-under-test")
+        .set("LOG", "info")
+        .set("LOG_FORMAT", "json")
+    }
+
+    pub(crate) fn set(mut self, name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
+        self.settings
+            .insert(name.as_ref().to_owned(), value.as_ref().to_owned());
+        self
+    }
+
+    pub(crate) fn unset(mut self, name: &str) -> Self {
+        self.settings.remove(OsStr::new(name));
+        self
+    }
+
+    /// At most so many open descriptors.
+    pub(crate) fn with_few_files(mut self, files: u32) -> Self {
+        self.files = Some(files);
+        self
+    }
+
+    /// Starts the bridge and waits until it says it is ready.
+    #[track_caller]
+    pub(crate) fn start(&self) -> Bridge {
+        let mut bridge = self.launch();
+        bridge.until_ready();
+        bridge
+    }
+
+    /// Starts the bridge and waits until it listens; it may not have reached the broker.
+    #[track_caller]
+    pub(crate) fn launch(&self) -> Bridge {
+        let mut program = match self.files {
+            Some(files) => {
+                Program::rabbitline_with_few_files(files, &["serve"], &self.environment())
+            }
+            None => Program::rabbitline(&["serve"], &self.environment()),
+        };
+        let devices = listening(&mut program, "listening for devices");
+        let http = listening(&mut program, "serving HTTP");
+        Bridge {
+            program,
+            device_port: devices.port(),
+            http,
+        }
+    }
+
+    /// Runs another command of the program to its end.
+    #[track_caller]
+    pub(crate) fn run(&self, args: &[&str]) -> Finished {
+        self.command(args).finish()
+    }
+
+    /// Starts another command of the program.
+    pub(crate) fn command(&self, args: &[&str]) -> Program {
+        Program::rabbitline(args, &self.environment())
+    }
+
+    fn environment(&self) -> Vec<(OsString, OsString)> {
+        environment(&self.settings.iter().collect::<Vec<_>>())
+    }
+}
+
+/// A bridge that listens.
+pub(crate) struct Bridge {
+    pub(crate) program: Program,
+    pub(crate) device_port: u16,
+    pub(crate) http: SocketAddr,
+}
+
+impl Bridge {
+    #[track_caller]
+    pub(crate) fn until_ready(&mut self) {
+        eventually("/readyz answers 200", || {
+            if let Some(status) = self.program.ended() {
+                panic!("the bridge ended with {status}");
+            }
+            let answer = http::get(self.http, "/readyz").map_err(|error| error.to_string())?;
+            if answer.status == 200 {
+                Ok(())
+            } else {
+                Err(format!("{} {}", answer.status, answer.body))
+            }
+        });
+    }
+
+    #[track_caller]
+    pub(crate) fn until_not_ready(&self) -> String {
+        eventually("/readyz answers 503", || {
+            let answer = http::get(self.http, "/readyz").map_err(|error| error.to_string())?;
+            if answer.status == 503 {
+                Ok(answer.body)
+            } else {
+                Err(format!("{} {}", answer.status, answer.body))
+            }
+        })
+    }
+
+    #[track_caller]
+    pub(crate) fn get(&self, path: &str) -> Answer {
+        http::get(self.http, path).unwrap_or_else(|error| panic!("GET {path}: {error}"))
+    }
+
+    /// A page of `/devices`.
+    #[track_caller]
+    pub(crate) fn devices(&self, query: &str) -> Value {
+        let answer = self.get(&format!("/devices{query}"));
+        assert_eq!(answer.status, 200, "{answer:?}");
+        serde_json::from_str(&answer.body)
+            .unwrap_or_else(|error| panic!("{error}: {}", answer.body))
+    }
+
+    /// A device that is connected, and that the bridge knows to be.
+    #[track_caller]
+    pub(crate) fn device(&self, from: &str) -> Device {
+        self.knows(Device::connect(from, self.device_port))
+    }
+
+    /// The same, with a receive buffer that takes little.
+    #[track_caller]
+    pub(crate) fn narrow_device(&self, from: &str) -> Device {
+        self.knows(Device::narrow(from, self.device_port))
+    }
+
+    #[track_caller]
+    fn knows(&self, device: Device) -> Device {
+        let peer = device.local().to_string();
+        eventually("the bridge has registered the device", || {
+            let page = self.devices("?limit=1000");
+            let devices = page["devices"].as_array().expect("an array of devices");
+            if devices.iter().any(|known| known["peer"] == peer.as_str()) {
+                Ok(())
+            } else {
+                Err(page.to_string())
+            }
+        });
+        device
+    }
+
+    /// The value of a series as it is written in `/metrics`, labels included; zero while there is no such series.
+    #[track_caller]
+    pub(crate) fn metric(&self, series: &str) -> f64 {
+        let answer = self.get("/metrics");
+        let value = answer
+            .body
+            .lines()
+            .find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        value.map_or(0.0, |text| {
+            text.trim()
+                .parse()
+                .unwrap_or_else(|error| panic!("{series} is {text}: {error}"))
+        })
+    }
+
+    /// How many commands have ended so.
+    #[track_caller]
+    pub(crate) fn outcomes(&self, outcome: &str) -> f64 {
+        self.metric(&format!(
+            "rabbitline_commands_total{{outcome=\"{outcome}\"}}"
+        ))
+    }
+
+    /// Waits until a series has a value that fits.
+    #[track_caller]
+    pub(crate) fn until_metric(&self, series: &str, fits: impl Fn(f64) -> bool) -> f64 {
+        eventually(
+            &format!("the series {series} has the value waited for"),
+            || {
+                let value = self.metric(series);
+                if fits(value) { Ok(value) } else { Err(value) }
+            },
+        )
+    }
+
+    /// What the bridge wrote to its log.
+    pub(crate) fn log(&self) -> &Lines {
+        &self.program.stderr
+    }
+
+    /// Waits for a log line whose text contains all of `words`.
+    #[track_caller]
+    pub(crate) fn until_logged(&self, words: &[&str]) -> String {
+        let says = |line: &str| {
+            words
+                .iter()
+                .all(|word| line.contains(word))
+                .then(|| line.to_owned())
+        };
+        self.log().find(&format!("a log line with {words:?}"), says)
+    }
+
+    /// SIGTERM, and the end it comes to.
+    #[track_caller]
+    pub(crate) fn terminate(self) -> Finished {
+        self.program.signal("TERM");
+        self.program.finish()
+    }
+}
+
+/// The address in the log line with this message.
+#[track_caller]
+fn listening(program: &mut Program, message: &str) -> SocketAddr {
+    let log = program.stderr.clone();
+    eventually(
+        &format!("the log says where the bridge is {message}"),
+        || {
+            let address = log.all().iter().find_map(|line| {
+                let line: Value = serde_json::from_str(line).ok()?;
+                let here = line["message"] == message;
+                here.then(|| line["address"].as_str()?.parse().ok())
+                    .flatten()
+            });
+            if address.is_none()
+                && let Some(status) = program.ended()
+            {
+                panic!(
+                    "the bridge ended with {status} before it listened:\n{}",
+                    log.text()
+                );
+            }
+            address.ok_or_else(|| log.text())
+        },
+    )
+}

@@ -1,0 +1,140 @@
+//! One device: a TCP connection from a 127.x address of its own. Devices that behave badly are made of the same parts:
+//! one that does not read, one that resets, one that sends half a line.
+
+use std::io::{self, Read as _, Write as _};
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+
+use super::wait::DEADLINE;
+
+pub(crate) struct Device {
+    stream: TcpStream,
+    unread: Vec<u8>,
+}
+
+/// What came of waiting for bytes.
+enum Got {
+    Bytes,
+    End,
+}
+
+impl Device {
+    /// Connects from `from` to the bridge's port on loopback.
+    pub(crate) fn connect(from: &str, port: u16) -> Self {
+        Self::try_connect(from, port, None)
+            .unwrap_or_else(|error| panic!("{from} cannot connect: {error}"))
+    }
+
+    /// Connects with the smallest receive buffer the kernel grants, so that little fits before the bridge must wait.
+    pub(crate) fn narrow(from: &str, port: u16) -> Self {
+        Self::try_connect(from, port, Some(1))
+            .unwrap_or_else(|error| panic!("{from} cannot connect: {error}"))
+    }
+
+    pub(crate) fn try_connect(
+        from: &str,
+        port: u16,
+        receive_buffer: Option<usize>,
+    ) -> io::Result<Self> {
+        let stream: TcpStream = dial(from, port, receive_buffer)?.into();
+        stream.set_nodelay(true)?;
+        Ok(Self {
+            stream,
+            unread: Vec::new(),
+        })
+    }
+
+    /// The address and port that the bridge sees.
+    pub(crate) fn local(&self) -> SocketAddr {
+        self.stream.local_addr().expect("a connected socket")
+    }
+
+    /// The next line, with its terminator, as it came.
+    #[track_caller]
+    pub(crate) fn line(&mut self) -> String {
+        let line = self
+            .line_or_end()
+            .unwrap_or_else(|| panic!("{}: the bridge closed the connection", self.local()));
+        String::from_utf8(line).expect("a line of UTF-8")
+    }
+
+    /// The next line, or nothing when the bridge has closed the connection. Half a line before the end is dropped.
+    #[track_caller]
+    pub(crate) fn line_or_end(&mut self) -> Option<Vec<u8>> {
+        loop {
+            if let Some(end) = self.unread.iter().position(|byte| *byte == b'\n') {
+                return Some(self.unread.drain(..=end).collect());
+            }
+            match self.receive() {
+                Got::Bytes => {}
+                Got::End => return None,
+            }
+        }
+    }
+
+    /// Waits until the bridge has closed the connection; the lines that came before.
+    #[track_caller]
+    pub(crate) fn until_closed(&mut self) -> Vec<Vec<u8>> {
+        std::iter::from_fn(|| self.line_or_end()).collect()
+    }
+
+    pub(crate) fn send(&mut self, bytes: &[u8]) {
+        self.stream
+            .write_all(bytes)
+            .unwrap_or_else(|error| panic!("{}: cannot send: {error}", self.local()));
+    }
+
+    /// Breaks the connection with a reset instead of an orderly end.
+    pub(crate) fn reset(self) {
+        socket2::SockRef::from(&self.stream)
+            .set_linger(Some(Duration::ZERO))
+            .expect("SO_LINGER");
+    }
+
+    #[track_caller]
+    fn receive(&mut self) -> Got {
+        let end = Instant::now() + DEADLINE;
+        let mut chunk = [0; 65_536];
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            assert!(
+                !left.is_zero(),
+                "{}: nothing came within {DEADLINE:?}; unread: {:?}",
+                self.local(),
+                self.unread
+            );
+            self.stream
+                .set_read_timeout(Some(left))
+                .expect("SO_RCVTIMEO");
+            match self.stream.read(&mut chunk) {
+                Ok(0) => return Got::End,
+                Ok(count) => {
+                    self.unread.extend_from_slice(&chunk[..count]);
+                    return Got::Bytes;
+                }
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Got::End,
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+                    ) => {}
+                Err(error) => panic!("{}: cannot read: {error}", self.local()),
+            }
+        }
+    }
+}
+
+/// A connection from `from`, whose port does not stand in the way of anybody who listens later.
+pub(crate) fn dial(from: &str, port: u16, receive_buffer: Option<usize>) -> io::Result<Socket> {
+    let from: IpAddr = from.parse().expect("an IP address");
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    if let Some(bytes) = receive_buffer {
+        socket.set_recv_buffer_size(bytes)?;
+    }
+    socket.bind(&SockAddr::from(SocketAddr::new(from, 0)))?;
+    socket.connect(&SockAddr::from(SocketAddr::from(([127, 0, 0, 1], port))))?;
+    Ok(socket)
+}

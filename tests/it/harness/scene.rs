@@ -1,0 +1,138 @@
+//! A broker, names of the test's own on it, and a client: what nearly every test begins with.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use lapin::{BasicProperties, ExchangeKind};
+use serde_json::{Value, json};
+
+use super::{Amqp, Broker, Inbox, Setup, persistent};
+
+pub(crate) struct Scene {
+    // Before the broker, so that it is closed while there is somebody to answer.
+    pub(crate) amqp: Amqp,
+    pub(crate) broker: Arc<Broker>,
+    name: String,
+}
+
+impl Scene {
+    /// On the broker that all tests share.
+    #[track_caller]
+    pub(crate) fn new(name: &str) -> Self {
+        Self::on(Broker::shared(), name)
+    }
+
+    /// On a broker for this test alone, which it may kill, block or cut off.
+    #[track_caller]
+    pub(crate) fn alone(name: &str) -> Self {
+        Self::on(Arc::new(Broker::alone("")), name)
+    }
+
+    #[track_caller]
+    pub(crate) fn on(broker: Arc<Broker>, name: &str) -> Self {
+        static SCENES: AtomicUsize = AtomicUsize::new(0);
+        let name = format!("{name}-{}", SCENES.fetch_add(1, Ordering::Relaxed));
+        Self {
+            amqp: Amqp::connect(broker.port()),
+            broker,
+            name,
+        }
+    }
+
+    /// The settings of a bridge on this scene's names.
+    pub(crate) fn setup(&self) -> Setup {
+        Setup::new(self.broker.port())
+            .set("MQ_QUEUE", self.queue())
+            .set("MQ_EXCHANGE", self.exchange())
+            .set("MQ_EVENTS_EXCHANGE", self.events())
+            .set("MQ_UNDELIVERED_EXCHANGE", self.undelivered())
+    }
+
+    pub(crate) fn queue(&self) -> String {
+        format!("{}.commands", self.name)
+    }
+
+    pub(crate) fn exchange(&self) -> String {
+        format!("{}.exchange", self.name)
+    }
+
+    pub(crate) fn events(&self) -> String {
+        format!("{}.events", self.name)
+    }
+
+    pub(crate) fn undelivered(&self) -> String {
+        format!("{}.undelivered", self.name)
+    }
+
+    /// Declares the command queue as a backend that starts before the bridge would.
+    #[track_caller]
+    pub(crate) fn declare(&self) {
+        self.amqp
+            .declare_exchange(&self.exchange(), ExchangeKind::Direct);
+        self.amqp.declare_queue(&self.queue(), &[]);
+        self.amqp
+            .bind(&self.queue(), &self.exchange(), &self.queue());
+    }
+
+    /// Publishes a command as any backend would: persistent, through the exchange.
+    #[track_caller]
+    pub(crate) fn publish(&self, command: &Value) {
+        self.publish_with(command.to_string().as_bytes(), persistent());
+    }
+
+    #[track_caller]
+    pub(crate) fn publish_with(&self, body: &[u8], properties: BasicProperties) {
+        self.amqp
+            .publish(&self.exchange(), &self.queue(), body, properties);
+    }
+
+    /// Publishes a command with a reply queue and returns the receipt.
+    #[track_caller]
+    pub(crate) fn receipt_of(&self, command: &Value) -> Value {
+        let receipts = self.receipts();
+        self.publish_with(command.to_string().as_bytes(), reply_to(&receipts));
+        receipts.next().json()
+    }
+
+    /// A reply queue.
+    #[track_caller]
+    pub(crate) fn receipts(&self) -> Inbox {
+        let queue = self.amqp.private_queue();
+        self.amqp.consume(&queue)
+    }
+
+    /// What comes to the queue of undelivered commands, which the bridge declares.
+    #[track_caller]
+    pub(crate) fn undelivered_inbox(&self) -> Inbox {
+        self.amqp.consume(&self.undelivered())
+    }
+
+    /// All presence events from now on; the exchange is declared if the bridge was not started yet.
+    #[track_caller]
+    pub(crate) fn presence(&self) -> Inbox {
+        self.event_inbox("presence.#")
+    }
+
+    /// All uplink events from now on.
+    #[track_caller]
+    pub(crate) fn uplink(&self) -> Inbox {
+        self.event_inbox("uplink.#")
+    }
+
+    #[track_caller]
+    fn event_inbox(&self, key: &str) -> Inbox {
+        self.amqp
+            .declare_exchange(&self.events(), ExchangeKind::Topic);
+        self.amqp.subscribe(&self.events(), key)
+    }
+}
+
+/// A command to one device.
+pub(crate) fn command(address: &str, cmd: &str) -> Value {
+    json!({"address": address, "cmd": cmd})
+}
+
+/// Properties that ask for a receipt.
+pub(crate) fn reply_to(receipts: &Inbox) -> BasicProperties {
+    persistent().with_reply_to(receipts.queue.as_str().into())
+}
