@@ -1,0 +1,246 @@
+//! A bridge under measurement: the release build of `rabbitline`, or the limit, the bridge in C. Both are
+//! started, paused, resumed and watched in the same way.
+
+use std::{
+    fs::{self, File},
+    io::{Read, Write},
+    net::{SocketAddr, TcpStream},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    broker::Broker,
+    devices::wait_until,
+    load::QUEUE,
+    process::{Lines, Process, piped},
+};
+
+/// A bridge that is not ready after this long never will be.
+const START_LIMIT: Duration = Duration::from_secs(30);
+const POLL: Duration = Duration::from_millis(2);
+
+const LIMIT_PROGRAM: &str = concat!(env!("CARGO_TARGET_TMPDIR"), "/limit_bridge");
+
+/// Which bridge.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Kind {
+    Rabbitline,
+    LimitInC,
+}
+
+impl Kind {
+    pub(crate) fn label(self) -> &'static str {
+        match self {
+            Self::Rabbitline => "rabbitline",
+            Self::LimitInC => "limit in C",
+        }
+    }
+}
+
+/// A running bridge.
+#[derive(Debug)]
+pub(crate) struct Bridge {
+    pub(crate) process: Process,
+    pub(crate) device_port: u16,
+    readiness: Readiness,
+}
+
+/// How to learn that it consumes and knows its devices.
+#[derive(Debug)]
+enum Readiness {
+    /// It answers over HTTP; on an error its log is worth reading.
+    Http { address: SocketAddr, log: PathBuf },
+    /// It waits for its devices, consumes and says so.
+    Line(Lines),
+}
+
+impl Bridge {
+    /// Starts a bridge of this kind that will have `devices` devices and waits until it listens for them.
+    pub(crate) fn start(
+        kind: Kind,
+        broker: &Broker,
+        prefetch: u16,
+        devices: usize,
+    ) -> Result<Self> {
+        match kind {
+            Kind::Rabbitline => Self::start_rabbitline(broker, prefetch),
+            Kind::LimitInC => Self::start_limit(broker, prefetch, devices),
+        }
+        .with_context(|| format!("{}, prefetch {prefetch}, {devices} devices", kind.label()))
+    }
+
+    fn start_rabbitline(broker: &Broker, prefetch: u16) -> Result<Self> {
+        let log = broker.files().join("rabbitline.log");
+        let mut process = Process::start(
+            "bridge",
+            Command::new(env!("CARGO_BIN_EXE_rabbitline"))
+                .env_clear()
+                .envs([
+                    ("MQ_HOST", "127.0.0.1"),
+                    ("MQ_QUEUE", QUEUE),
+                    ("MQ_EXCHANGE", QUEUE),
+                ])
+                // It is paused while the queue is filled: its heartbeats must outlast that.
+                .envs([
+                    ("MQ_HEARTBEAT", "60s"),
+                    ("LOG", "info"),
+                    ("LOG_FORMAT", "json"),
+                    ("BRIDGE_NAME", "bench"),
+                ])
+                .envs([
+                    ("DEVICE_LISTEN", "127.0.0.1:0"),
+                    ("HTTP_LISTEN", "127.0.0.1:0"),
+                ])
+                .env("MQ_PORT", broker.port.to_string())
+                .env("MQ_PREFETCH", prefetch.to_string())
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(File::create(&log)?),
+        )?;
+        let (mut devices, mut http) = (None, None);
+        wait_until("the bridge listens", POLL, START_LIMIT, || {
+            process.must_run().with_context(|| said(&log))?;
+            devices = logged_address(&log, "listening for devices")?;
+            http = logged_address(&log, "serving HTTP")?;
+            Ok(devices.is_some() && http.is_some())
+        })
+        .with_context(|| said(&log))?;
+        let (Some(devices), Some(address)) = (devices, http) else {
+            bail!("the bridge does not say its ports")
+        };
+        Ok(Self {
+            process,
+            device_port: devices.port(),
+            readiness: Readiness::Http { address, log },
+        })
+    }
+
+    fn start_limit(broker: &Broker, prefetch: u16, devices: usize) -> Result<Self> {
+        let arguments = [
+            broker.port.to_string(),
+            QUEUE.to_owned(),
+            prefetch.to_string(),
+            devices.to_string(),
+        ];
+        let mut process = Process::start("bridge in C", piped(LIMIT_PROGRAM).args(arguments))?;
+        let lines = process.lines()?;
+        let line = lines.next(START_LIMIT)?;
+        let port = line
+            .strip_prefix("listening ")
+            .context("the bridge in C does not say its port")?;
+        Ok(Self {
+            process,
+            device_port: port.parse()?,
+            readiness: Readiness::Line(lines),
+        })
+    }
+
+    /// Waits until it consumes and knows `devices` devices.
+    pub(crate) fn wait_ready(&mut self, devices: usize) -> Result<()> {
+        match &self.readiness {
+            Readiness::Line(lines) => {
+                let line = lines.next(START_LIMIT)?;
+                ensure!(
+                    line == "ready",
+                    "the bridge in C said {line:?} where it should be ready"
+                );
+                Ok(())
+            }
+            Readiness::Http { log, .. } => {
+                let log = log.clone();
+                wait_until(
+                    "the bridge is ready and knows its devices",
+                    POLL,
+                    START_LIMIT,
+                    || {
+                        self.process.must_run()?;
+                        Ok(self.registered()? >= devices && self.get("/readyz")?.0 == 200)
+                    },
+                )
+                .with_context(|| said(&log))
+            }
+        }
+    }
+
+    /// How many devices it has registered.
+    pub(crate) fn registered(&self) -> Result<usize> {
+        #[derive(Deserialize)]
+        struct Page {
+            total: usize,
+        }
+        let (status, body) = self.get("/devices?limit=1")?;
+        ensure!(status == 200, "/devices answers {status}: {body}");
+        let page: Page =
+            serde_json::from_str(&body).with_context(|| format!("/devices answers {body:?}"))?;
+        Ok(page.total)
+    }
+
+    fn get(&self, path: &str) -> Result<(u16, String)> {
+        let Readiness::Http { address, .. } = &self.readiness else {
+            bail!("the bridge in C has no HTTP")
+        };
+        let mut stream = TcpStream::connect(address)?;
+        stream.set_read_timeout(Some(START_LIMIT))?;
+        write!(
+            stream,
+            "GET {path} HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n"
+        )?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        let status = answer
+            .get(9..12)
+            .and_then(|code| code.parse().ok())
+            .context("no HTTP status")?;
+        let (_, body) = answer.split_once("\r\n\r\n").context("no HTTP body")?;
+        Ok((status, body.to_owned()))
+    }
+}
+
+/// Compiles the bridge in C, once for a run of the benchmark.
+pub(crate) fn compile_limit() -> Result<()> {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/limit_bridge.c");
+    let output = Command::new("cc")
+        .args(["-O2", "-Wall", "-o", LIMIT_PROGRAM])
+        .arg(&source)
+        .arg("-lrabbitmq")
+        .output()
+        .context("no C compiler `cc` to build the limit with: install the packages gcc and librabbitmq-dev")?;
+    ensure!(
+        output.status.success(),
+        "cannot compile {}; it needs the package librabbitmq-dev (apt-get install gcc librabbitmq-dev):\n{}",
+        source.display(),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(())
+}
+
+/// The field `address` of the log line with this message.
+fn logged_address(log: &Path, message: &str) -> Result<Option<SocketAddr>> {
+    #[derive(Deserialize)]
+    struct Line {
+        message: String,
+        address: Option<SocketAddr>,
+    }
+    let text = fs::read_to_string(log)?;
+    let lines = text.lines().filter(|line| line.contains(message));
+    Ok(lines
+        .filter_map(|line| serde_json::from_str::<Line>(line).ok())
+        .find(|line| line.message == message)
+        .and_then(|line| line.address))
+}
+
+/// The end of the bridge's log.
+fn said(log: &Path) -> anyhow::Error {
+    let text = fs::read_to_string(log).unwrap_or_default();
+    let lines: Vec<_> = text.lines().rev().take(10).collect();
+    anyhow!(
+        "the bridge's log ends (newest first):\n{}",
+        lines.join("\n")
+    )
+}

@@ -1,0 +1,82 @@
+//! A private RabbitMQ node for one run of the benchmark, started by `./dev broker` and killed on drop with
+//! all its files.
+
+use std::{
+    fs::File,
+    net::{Ipv4Addr, TcpListener},
+    path::Path,
+    process::{Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, anyhow};
+use tempfile::TempDir;
+
+use crate::{process::Process, publisher::Publisher};
+
+/// A node that has not answered after this long never will.
+const START_LIMIT: Duration = Duration::from_secs(60);
+const POLL: Duration = Duration::from_millis(100);
+
+/// A running node.
+#[derive(Debug)]
+pub(crate) struct Broker {
+    // Dropped in this order: first the process, then its files.
+    _process: Process,
+    files: TempDir,
+    pub(crate) port: u16,
+    pub(crate) version: String,
+}
+
+impl Broker {
+    /// Starts a node and waits until it takes commands.
+    pub(crate) fn start() -> Result<Self> {
+        let files = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR"))?;
+        let port = free_port()?;
+        let output = File::create(files.path().join("output"))?;
+        let mut process = Process::start(
+            "broker",
+            Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("dev"))
+                .arg("broker")
+                .arg(files.path().join("node"))
+                .arg(port.to_string())
+                .stdin(Stdio::null())
+                .stdout(output.try_clone()?)
+                .stderr(output),
+        )?;
+        let started = Instant::now();
+        let version = loop {
+            match Publisher::connect(port) {
+                Ok(publisher) => break publisher.broker_version().to_owned(),
+                Err(error) if started.elapsed() > START_LIMIT => {
+                    return Err(error).with_context(|| said(files.path()));
+                }
+                Err(_) => thread::sleep(POLL),
+            }
+            process.must_run().with_context(|| said(files.path()))?;
+        };
+        Ok(Self {
+            _process: process,
+            files,
+            port,
+            version,
+        })
+    }
+
+    /// A folder that lives as long as the node, for the logs of what runs against it.
+    pub(crate) fn files(&self) -> &Path {
+        self.files.path()
+    }
+}
+
+/// A port that nothing listens on now.
+fn free_port() -> Result<u16> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    Ok(listener.local_addr()?.port())
+}
+
+fn said(files: &Path) -> anyhow::Error {
+    let output = std::fs::read_to_string(files.join("output")).unwrap_or_default();
+    anyhow!("the private broker does not start; it said:\n{output}")
+}

@@ -1,0 +1,11 @@
+//! The time, as every process of one machine sees it: the benchmark stamps a command, a device's process
+//! subtracts.
+
+use rustix::time::{ClockId, clock_gettime};
+
+/// Microseconds of the monotonic clock.
+pub(crate) fn now_us() -> u64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    // Since the machine's start: never negative, and far below the limit.
+    now.tv_sec.unsigned_abs() * 1_000_000 + now.tv_nsec.unsigned_abs() / 1_000
+}

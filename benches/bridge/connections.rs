@@ -1,0 +1,113 @@
+//! What devices cost that do nothing: user memory of an idle one, and the time until many that connect at once
+//! are registered.
+
+use std::{
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, bail};
+use serde::Serialize;
+
+use crate::{
+    bridge::{Bridge, Kind},
+    broker::Broker,
+    clock::now_us,
+    devices::{Devices, wait_until},
+    drain::ready,
+    publisher::Publisher,
+    stats::Spread,
+};
+
+/// Fewer devices and more, between which the slope is taken.
+const FEW: usize = 1_000;
+const MANY: usize = 15_000;
+
+/// Memory that has not changed for this long is at rest.
+const AT_REST: Duration = Duration::from_secs(2);
+const REST_LIMIT: Duration = Duration::from_secs(30);
+const REGISTERED_LIMIT: Duration = Duration::from_secs(30);
+
+/// Resident anonymous memory of the bridge, in KiB.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(crate) struct MemoryReport {
+    pub(crate) few_devices: usize,
+    pub(crate) few_kib: u64,
+    pub(crate) many_devices: usize,
+    pub(crate) many_kib: u64,
+    pub(crate) kib_per_device: f64,
+}
+
+/// The time from the first connect to the last registration, in milliseconds.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(crate) struct ConnectReport {
+    pub(crate) devices: usize,
+    pub(crate) registered_ms: Spread,
+}
+
+/// The memory of an idle device, as the slope between few and many.
+pub(crate) fn memory(broker: &Broker) -> Result<MemoryReport> {
+    let mut publisher = Publisher::connect(broker.port)?;
+    let (mut bridge, mut devices) = ready(broker, &mut publisher, Kind::Rabbitline, 1, FEW)?;
+    let few_kib = memory_at_rest(&bridge)?;
+    devices.begin_connect(bridge.device_port, MANY - FEW)?;
+    devices.connected()?;
+    bridge.wait_ready(MANY)?;
+    let many_kib = memory_at_rest(&bridge)?;
+    let kib_per_device = (many_kib as f64 - few_kib as f64) / (MANY - FEW) as f64;
+    Ok(MemoryReport {
+        few_devices: FEW,
+        few_kib,
+        many_devices: MANY,
+        many_kib,
+        kib_per_device,
+    })
+}
+
+/// How long it takes until `count` devices that connect at once are all registered.
+pub(crate) fn connect(broker: &Broker, count: usize, runs: usize) -> Result<ConnectReport> {
+    let registered_ms = (0..runs)
+        .map(|_| connect_once(broker, count))
+        .collect::<Result<_>>()?;
+    Ok(ConnectReport {
+        devices: count,
+        registered_ms,
+    })
+}
+
+fn connect_once(broker: &Broker, count: usize) -> Result<f64> {
+    let mut bridge = Bridge::start(Kind::Rabbitline, broker, 1, count)?;
+    bridge.wait_ready(0)?;
+    let mut devices = Devices::start()?;
+    devices.begin_connect(bridge.device_port, count)?;
+    let every = Duration::from_millis(2);
+    wait_until(
+        "all devices are registered",
+        every,
+        REGISTERED_LIMIT,
+        || Ok(bridge.registered()? >= count),
+    )?;
+    let registered_us = now_us();
+    let started_us = devices.connected()?.started_us;
+    Ok(registered_us.saturating_sub(started_us) as f64 / 1e3)
+}
+
+/// The memory of the bridge once it no longer changes.
+fn memory_at_rest(bridge: &Bridge) -> Result<u64> {
+    let started = Instant::now();
+    let mut last = (bridge.process.memory()?, Instant::now());
+    while last.1.elapsed() < AT_REST {
+        if started.elapsed() > REST_LIMIT {
+            bail!(
+                "the memory of the bridge has changed for {REST_LIMIT:?}; it was {} KiB",
+                last.0
+            );
+        }
+        thread::sleep(Duration::from_millis(100));
+        let memory = bridge.process.memory()?;
+        if memory != last.0 {
+            last = (memory, Instant::now());
+        }
+    }
+    Ok(last.0)
+}

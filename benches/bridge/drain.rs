@@ -1,0 +1,156 @@
+//! How fast a full queue reaches the devices.
+//!
+//! One drain: a bridge is started, consumes from an empty queue and has all its devices connected. Then it is
+//! paused (SIGSTOP), the queue is filled, and it is resumed: so everything is in place when the first command
+//! moves, and the filling takes no time from it. The time is from the first line at a device to the last. Our
+//! bridge and the bridge in C go through exactly this, in turn, each run with new processes, so that what
+//! drifts on the machine is the same for both; the ratio is taken within each pair.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use serde::Serialize;
+
+use crate::{
+    bridge::{Bridge, Kind},
+    broker::Broker,
+    devices::Devices,
+    load::{Load, QUEUE},
+    publisher::Publisher,
+    stats::Spread,
+};
+
+/// One drain.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Run {
+    /// Commands a second.
+    pub(crate) rate: f64,
+    /// Processor time of the bridge for a command, in microseconds.
+    pub(crate) cpu_us: f64,
+}
+
+impl Run {
+    pub(crate) fn new(commands: u64, first_us: u64, last_us: u64, cpu: Duration) -> Self {
+        let seconds = last_us.saturating_sub(first_us).max(1) as f64 / 1e6;
+        Self {
+            rate: (commands - 1) as f64 / seconds,
+            cpu_us: cpu.as_secs_f64() * 1e6 / commands as f64,
+        }
+    }
+}
+
+/// What is drained: so many commands to so many devices at this prefetch.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(crate) struct Cell {
+    pub(crate) prefetch: u16,
+    pub(crate) devices: usize,
+    pub(crate) commands: u64,
+}
+
+/// The figures of a cell.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct CellReport {
+    #[serde(flatten)]
+    pub(crate) cell: Cell,
+    pub(crate) rabbitline: Side,
+    pub(crate) limit: Side,
+    pub(crate) ratio: Spread,
+}
+
+/// One bridge's figures in a cell.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Side {
+    pub(crate) rate: Spread,
+    pub(crate) cpu_us: Spread,
+}
+
+impl Side {
+    pub(crate) fn of(runs: &[Run]) -> Self {
+        Self {
+            rate: runs.iter().map(|run| run.rate).collect(),
+            cpu_us: runs.iter().map(|run| run.cpu_us).collect(),
+        }
+    }
+}
+
+/// Drains a cell `runs` times with each bridge.
+pub(crate) fn measure(broker: &Broker, cell: Cell, runs: usize) -> Result<CellReport> {
+    let (mut ours, mut limit) = (Vec::new(), Vec::new());
+    for run in 0..runs {
+        // Who goes first changes, too.
+        let order = if run % 2 == 0 {
+            [Kind::LimitInC, Kind::Rabbitline]
+        } else {
+            [Kind::Rabbitline, Kind::LimitInC]
+        };
+        for kind in order {
+            let drained = drain(broker, kind, cell)
+                .with_context(|| format!("{} in {cell:?}", kind.label()))?;
+            match kind {
+                Kind::Rabbitline => ours.push(drained),
+                Kind::LimitInC => limit.push(drained),
+            }
+        }
+    }
+    let ratio = ours
+        .iter()
+        .zip(&limit)
+        .map(|(ours, limit)| ours.rate / limit.rate)
+        .collect();
+    Ok(CellReport {
+        cell,
+        rabbitline: Side::of(&ours),
+        limit: Side::of(&limit),
+        ratio,
+    })
+}
+
+/// One drain with one bridge.
+pub(crate) fn drain(broker: &Broker, kind: Kind, cell: Cell) -> Result<Run> {
+    let mut publisher = Publisher::connect(broker.port)?;
+    let (bridge, mut devices) = ready(broker, &mut publisher, kind, cell.prefetch, cell.devices)?;
+
+    bridge.process.pause()?;
+    let waiting = Load::for_devices(cell.devices)?.fill(&mut publisher, cell.commands)?;
+    let held = u64::from(cell.prefetch);
+    ensure!(
+        waiting + held >= cell.commands && waiting <= cell.commands,
+        "{waiting} commands wait in the queue, where {} less at most {held} should",
+        cell.commands
+    );
+
+    devices.begin_receive(cell.commands)?;
+    let cpu = bridge.process.cpu()?;
+    bridge.process.resume()?;
+    let received = devices.received()?;
+    let cpu = bridge.process.cpu()?.saturating_sub(cpu);
+    let left = publisher.declare(QUEUE)?;
+    ensure!(
+        left == 0,
+        "{left} commands are left in the queue after all have come"
+    );
+    Ok(Run::new(
+        cell.commands,
+        received.first_us,
+        received.last_us,
+        cpu,
+    ))
+}
+
+/// A bridge that consumes from the empty queue and has its devices.
+pub(crate) fn ready(
+    broker: &Broker,
+    publisher: &mut Publisher,
+    kind: Kind,
+    prefetch: u16,
+    count: usize,
+) -> Result<(Bridge, Devices)> {
+    publisher.declare(QUEUE)?;
+    publisher.purge(QUEUE)?;
+    let mut bridge = Bridge::start(kind, broker, prefetch, count)?;
+    let mut devices = Devices::start()?;
+    devices.begin_connect(bridge.device_port, count)?;
+    devices.connected()?;
+    bridge.wait_ready(count)?;
+    Ok((bridge, devices))
+}

@@ -1,0 +1,117 @@
+//! The commands: what is published, and what a device must then receive. The two stand side by side so that
+//! they cannot disagree.
+//!
+//! Command `number` goes to device `number % devices`, the device's address is made from its place, and the
+//! line carries the number, so a device knows of each line whether it is the very one that comes next to it.
+
+use std::{
+    io::Write,
+    net::{IpAddr, Ipv4Addr},
+};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::publisher::Publisher;
+
+/// The queue of the benchmark.
+pub(crate) const QUEUE: &str = "bench";
+
+const CMD: &str = "SET OUT1 ON ";
+/// Devices with the same third byte of their address, 1 to 250 in the fourth.
+const A_SUBNET: usize = 250;
+
+/// The loopback address of the device at this place.
+pub(crate) fn address(place: usize) -> Result<IpAddr> {
+    let third = u8::try_from(place / A_SUBNET)
+        .context("more devices than 127.1.0.0/16 has addresses for")?;
+    let fourth = u8::try_from(place % A_SUBNET + 1)?;
+    Ok(Ipv4Addr::new(127, 1, third, fourth).into())
+}
+
+/// Publishes commands to the devices in turn.
+#[derive(Debug)]
+pub(crate) struct Load {
+    addresses: Vec<IpAddr>,
+    published: u64,
+    body: Vec<u8>,
+}
+
+impl Load {
+    pub(crate) fn for_devices(count: usize) -> Result<Self> {
+        let addresses = (0..count).map(address).collect::<Result<_>>()?;
+        Ok(Self {
+            addresses,
+            published: 0,
+            body: Vec::with_capacity(128),
+        })
+    }
+
+    /// Publishes the next command. A command that is timed carries the time at which it is meant to be sent.
+    pub(crate) fn publish(
+        &mut self,
+        publisher: &mut Publisher,
+        intended_us: Option<u64>,
+    ) -> Result<()> {
+        let number = self.published;
+        let address = self.addresses[usize::try_from(number)? % self.addresses.len()];
+        self.body.clear();
+        write!(
+            self.body,
+            r#"{{"address":"{address}","cmd":"{CMD}{number:07}"#
+        )?;
+        if let Some(time) = intended_us {
+            write!(self.body, " {time}")?;
+        }
+        self.body.extend_from_slice(br#""}"#);
+        self.published += 1;
+        publisher.publish(QUEUE, &self.body)
+    }
+
+    /// Fills the queue; how many commands then wait in it.
+    pub(crate) fn fill(&mut self, publisher: &mut Publisher, count: u64) -> Result<u64> {
+        for _ in 0..count {
+            self.publish(publisher, None)?;
+        }
+        publisher.declare(QUEUE).map(u64::from)
+    }
+}
+
+/// Checks what the devices receive: each line is the one that comes next at its device.
+#[derive(Debug)]
+pub(crate) struct Check {
+    next: Vec<u64>,
+}
+
+impl Check {
+    pub(crate) fn for_devices(count: usize) -> Self {
+        Self {
+            next: (0..count as u64).collect(),
+        }
+    }
+
+    /// Takes a line as the device at `place` received it; the intended time, if the command carries one.
+    pub(crate) fn line(&mut self, place: usize, line: &[u8]) -> Result<Option<u64>> {
+        let (number, time) = parse(line).with_context(|| {
+            format!(
+                "device {place} received {:?}, not a command",
+                String::from_utf8_lossy(line)
+            )
+        })?;
+        let next = self.next[place];
+        ensure!(
+            number == next,
+            "device {place} received command {number} where {next} comes next"
+        );
+        self.next[place] += self.next.len() as u64;
+        Ok(time)
+    }
+}
+
+/// The number and the time of a line; its end must be there.
+fn parse(line: &[u8]) -> Option<(u64, Option<u64>)> {
+    let rest = line.strip_prefix(CMD.as_bytes())?.strip_suffix(b"\r\n")?;
+    let mut fields = std::str::from_utf8(rest).ok()?.split(' ');
+    let number = fields.next()?.parse().ok()?;
+    let time = fields.next().map(str::parse).transpose().ok()?;
+    fields.next().is_none().then_some((number, time))
+}

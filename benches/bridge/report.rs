@@ -1,0 +1,306 @@
+//! What was measured, as a table for people and as JSON for programs, and which targets it meets.
+
+use std::fmt::{self, Write};
+
+use serde::Serialize;
+
+use crate::{
+    connections::{ConnectReport, MemoryReport},
+    drain::{CellReport, Side},
+    latency::LatencyReport,
+    machine::Machine,
+};
+
+/// All figures of one run.
+#[derive(Debug, Serialize)]
+pub(crate) struct Report {
+    pub(crate) machine: Machine,
+    pub(crate) runs: usize,
+    pub(crate) consumer: Vec<ConsumerReport>,
+    pub(crate) drain: Vec<CellReport>,
+    pub(crate) latency: Vec<LatencyReport>,
+    pub(crate) connect: Vec<ConnectReport>,
+    pub(crate) memory: Option<MemoryReport>,
+    pub(crate) targets: Vec<Target>,
+}
+
+/// The consumer that only acknowledges.
+#[derive(Debug, Serialize)]
+pub(crate) struct ConsumerReport {
+    pub(crate) prefetch: u16,
+    pub(crate) commands: u64,
+    #[serde(flatten)]
+    pub(crate) side: Side,
+}
+
+/// A promise and what was measured of it.
+#[derive(Debug, Serialize)]
+pub(crate) struct Target {
+    pub(crate) what: String,
+    pub(crate) measured: f64,
+    pub(crate) wanted: Bound,
+    pub(crate) met: bool,
+}
+
+#[derive(Debug, Clone, Copy, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Bound {
+    AtLeast(f64),
+    AtMost(f64),
+}
+
+impl Report {
+    /// Holds what was measured against what is promised; what was not measured is not judged.
+    pub(crate) fn judge(&mut self) {
+        let ratio = |prefetch, devices| self.cell(prefetch, devices).map(|cell| cell.ratio.median);
+        let growth = |prefetch| {
+            let (many, few) = (self.cell(prefetch, 10_000)?, self.cell(prefetch, 100)?);
+            Some(many.rabbitline.rate.median / few.rabbitline.rate.median)
+        };
+        let registered = self.connect.iter().find(|report| report.devices == 1_000);
+        let candidates = [
+            (
+                "rate / limit, prefetch 1, 100 devices",
+                ratio(1, 100),
+                Bound::AtLeast(0.75),
+            ),
+            (
+                "rate / limit, prefetch 256, 1,000 devices",
+                ratio(256, 1_000),
+                Bound::AtLeast(0.75),
+            ),
+            (
+                "rate at 10,000 devices / at 100, prefetch 1",
+                growth(1),
+                Bound::AtLeast(0.9),
+            ),
+            (
+                "rate at 10,000 devices / at 100, prefetch 256",
+                growth(256),
+                Bound::AtLeast(0.9),
+            ),
+            (
+                "ms until 1,000 are registered",
+                registered.map(|it| it.registered_ms.median),
+                Bound::AtMost(1e3),
+            ),
+            (
+                "KiB for an idle device",
+                self.memory.map(|memory| memory.kib_per_device),
+                Bound::AtMost(3.0),
+            ),
+        ];
+        let judged = candidates
+            .into_iter()
+            .filter_map(|(what, measured, wanted)| {
+                let measured = measured?;
+                Some(Target {
+                    what: what.to_owned(),
+                    measured,
+                    wanted,
+                    met: wanted.holds(measured),
+                })
+            });
+        self.targets = judged.collect();
+    }
+
+    pub(crate) fn all_targets_met(&self) -> bool {
+        self.targets.iter().all(|target| target.met)
+    }
+
+    /// Our median rate in this cell, if it was measured.
+    pub(crate) fn rate(&self, prefetch: u16, devices: usize) -> Option<f64> {
+        self.cell(prefetch, devices)
+            .map(|cell| cell.rabbitline.rate.median)
+    }
+
+    fn cell(&self, prefetch: u16, devices: usize) -> Option<&CellReport> {
+        self.drain
+            .iter()
+            .find(|report| report.cell.prefetch == prefetch && report.cell.devices == devices)
+    }
+}
+
+impl Bound {
+    fn holds(self, measured: f64) -> bool {
+        match self {
+            Self::AtLeast(bound) => measured >= bound,
+            Self::AtMost(bound) => measured <= bound,
+        }
+    }
+}
+
+impl fmt::Display for Bound {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::AtLeast(bound) => write!(f, "at least {bound}"),
+            Self::AtMost(bound) => write!(f, "at most {bound}"),
+        }
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "{}\nfigures: median (least-most) of {}",
+            self.machine, self.runs
+        )?;
+        self.write_rates(f)?;
+        self.write_latency(f)?;
+        self.write_connections(f)?;
+        self.write_targets(f)
+    }
+}
+
+impl Report {
+    fn write_rates(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let rows = self.consumer.iter().map(|row| {
+            let Side { rate, cpu_us } = row.side;
+            [
+                row.prefetch.to_string(),
+                rate.to_string(),
+                format!("{cpu_us:.1}"),
+            ]
+        });
+        write_table(
+            f,
+            "A consumer (lapin) that only acknowledges",
+            ["prefetch", "messages/s", "CPU us/message"],
+            rows.collect(),
+        )?;
+        let rows = self.drain.iter().map(|row| {
+            [
+                row.cell.prefetch.to_string(),
+                row.cell.devices.to_string(),
+                row.rabbitline.rate.to_string(),
+                row.limit.rate.to_string(),
+                format!("{:.2}", row.ratio),
+                format!("{:.1}", row.rabbitline.cpu_us),
+                format!("{:.1}", row.limit.cpu_us),
+            ]
+        });
+        write_table(
+            f,
+            "From a full queue to the devices: rabbitline and the limit, a bridge in C without checks",
+            [
+                "prefetch",
+                "devices",
+                "commands/s",
+                "limit/s",
+                "ratio",
+                "CPU us/command",
+                "limit's CPU us",
+            ],
+            rows.collect(),
+        )
+    }
+
+    fn write_latency(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let rows = self.latency.iter().map(|row| {
+            [
+                row.plan.bridge.label().to_owned(),
+                row.plan.prefetch.to_string(),
+                row.plan.devices.to_string(),
+                row.plan.rate.to_string(),
+                row.latency_us.p50.to_string(),
+                row.latency_us.p99.to_string(),
+                row.latency_us.p999.to_string(),
+                row.latency_us.max.to_string(),
+                format!(
+                    "{} / {}",
+                    row.publisher_late_us.p50, row.publisher_late_us.p99
+                ),
+                format!("{:.1}", row.cpu_us),
+            ]
+        });
+        write_table(
+            f,
+            "Microseconds from the intended time of publication to the device (of it, publisher late: p50 / p99)",
+            [
+                "bridge",
+                "prefetch",
+                "devices",
+                "rate/s",
+                "p50",
+                "p99",
+                "p99.9",
+                "max",
+                "late",
+                "CPU us/command",
+            ],
+            rows.collect(),
+        )
+    }
+
+    fn write_connections(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let rows = self
+            .connect
+            .iter()
+            .map(|row| [row.devices.to_string(), row.registered_ms.to_string()]);
+        write_table(
+            f,
+            "Devices that connect at once: milliseconds until all are registered",
+            ["devices", "ms"],
+            rows.collect(),
+        )?;
+        let rows = self.memory.iter().map(|memory| {
+            [
+                format!("{:.2}", memory.kib_per_device),
+                format!("{} with {}", memory.few_kib, memory.few_devices),
+                format!("{} with {}", memory.many_kib, memory.many_devices),
+            ]
+        });
+        write_table(
+            f,
+            "User memory of rabbitline for an idle device",
+            ["KiB/device", "KiB in all", "and"],
+            rows.collect(),
+        )
+    }
+
+    fn write_targets(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let rows = self.targets.iter().map(|target| {
+            let met = if target.met { "met" } else { "MISSED" };
+            [
+                target.what.clone(),
+                format!("{:.2}", target.measured),
+                target.wanted.to_string(),
+                met.to_owned(),
+            ]
+        });
+        write_table(
+            f,
+            "Targets",
+            ["what", "measured", "wanted", ""],
+            rows.collect(),
+        )
+    }
+}
+
+/// Writes a table with right-aligned columns; none if there are no rows.
+fn write_table<const N: usize>(
+    f: &mut fmt::Formatter<'_>,
+    title: &str,
+    head: [&str; N],
+    rows: Vec<[String; N]>,
+) -> fmt::Result {
+    if rows.is_empty() {
+        return Ok(());
+    }
+    writeln!(f, "\n{title}")?;
+    let rows = [vec![head.map(str::to_owned)], rows].concat();
+    for row in &rows {
+        let mut line = String::new();
+        for (column, text) in row.iter().enumerate() {
+            let width = rows
+                .iter()
+                .map(|row| row[column].chars().count())
+                .max()
+                .unwrap_or_default();
+            write!(line, "  {text:>width$}")?;
+        }
+        writeln!(f, "{}", line.trim_end())?;
+    }
+    Ok(())
+}

@@ -1,0 +1,51 @@
+//! A figure that was taken several times.
+
+use std::fmt;
+
+use serde::Serialize;
+
+/// The median and the extremes.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(crate) struct Spread {
+    pub(crate) median: f64,
+    pub(crate) min: f64,
+    pub(crate) max: f64,
+}
+
+impl FromIterator<f64> for Spread {
+    /// Of no figures: not a number.
+    fn from_iter<I: IntoIterator<Item = f64>>(figures: I) -> Self {
+        let mut sorted: Vec<_> = figures.into_iter().collect();
+        sorted.sort_by(f64::total_cmp);
+        let (Some(min), Some(max)) = (sorted.first(), sorted.last()) else {
+            return Self {
+                median: f64::NAN,
+                min: f64::NAN,
+                max: f64::NAN,
+            };
+        };
+        let middle = sorted.len() / 2;
+        let median = if sorted.len().is_multiple_of(2) {
+            f64::midpoint(sorted[middle - 1], sorted[middle])
+        } else {
+            sorted[middle]
+        };
+        Self {
+            median,
+            min: *min,
+            max: *max,
+        }
+    }
+}
+
+impl fmt::Display for Spread {
+    /// `median (min-max)`, with the precision asked for.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let digits = f.precision().unwrap_or(0);
+        write!(
+            f,
+            "{:.digits$} ({:.digits$}-{:.digits$})",
+            self.median, self.min, self.max
+        )
+    }
+}
