@@ -1,1 +1,37 @@
-//! rabbitline
+//! rabbitline carries commands from RabbitMQ to devices in the field.
+//!
+//! Backends publish `{"address", "cmd"}` to a queue; devices hold TCP connections to the bridge; it
+//! writes each command as one line to the device it names, acknowledges to RabbitMQ by what truly
+//! became of it, and reports every device that comes and goes.
+//!
+//! ```text
+//! AMQP delivery -> decode -> Order -> Router -> Session::offer -> socket | lane -> Reporter -> ack
+//!                     \-> invalid ----------------------------------------------->/    \-> undelivered, receipt
+//! TCP accept -> identify -> Registry::admit -> Session::serve -> presence, uplink -> Publisher
+//! ```
+//!
+//! The modules, in the order to read them:
+
+pub mod settings;
+
+pub mod command;
+pub mod order;
+pub mod settlement;
+
+pub mod broker;
+pub mod router;
+
+pub mod device;
+
+pub mod presence;
+pub mod report;
+pub mod uplink;
+
+pub mod bridge;
+pub mod http;
+pub mod metrics;
+
+pub mod cli;
+
+mod systemd;
+mod timestamp;

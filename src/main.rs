@@ -1,2 +1,7 @@
-//! it
-fn main() {}
+//! The process: read the command line, do what it says, exit with what came of it.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    rabbitline::cli::run()
+}

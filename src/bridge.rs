@@ -1,0 +1,146 @@
+//! `Bridge`: every part, made and joined; and the order in which they end.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{info, warn};
+
+use crate::broker::{Consumer, Jobs, Publisher};
+use crate::device::{Devices, EndReason, Listener, Registry};
+use crate::http::{self, HttpState};
+use crate::metrics::Metrics;
+use crate::presence::Presence;
+use crate::report::Reporter;
+use crate::router::Router;
+use crate::settings::Settings;
+use crate::uplink::Uplink;
+
+/// The part of the shutdown grace kept for telling the broker that every device is offline, after
+/// the commands in hand have had the rest.
+const REPORT_SHARE: u32 = 4;
+
+/// A bridge that runs.
+#[derive(Debug)]
+pub struct Bridge {
+    registry: Arc<Registry>,
+    sessions: TaskTracker,
+    draining: Arc<AtomicBool>,
+    /// Ends the listener and the taking of commands.
+    drain: CancellationToken,
+    /// Ends the wait for commands in hand.
+    give_up: CancellationToken,
+    /// Ends the publisher once it has said everything.
+    finish: CancellationToken,
+    consumer: JoinHandle<()>,
+    publisher: JoinHandle<bool>,
+    http: JoinHandle<()>,
+    device_address: SocketAddr,
+    http_address: SocketAddr,
+}
+
+impl Bridge {
+    /// Binds both listeners and starts every part. The broker may be away: it is waited for.
+    pub async fn start(settings: Settings) -> io::Result<Self> {
+        let settings = Arc::new(settings);
+        let bridge: Arc<str> = settings.bridge_name().into();
+        let listener = Listener::bind(&settings.device).map_err(|error| in_use("DEVICE_LISTEN", settings.device.listen, &error))?;
+        let http_listener = tokio::net::TcpListener::bind(settings.http.listen).await;
+        let http_listener = http_listener.map_err(|error| in_use("HTTP_LISTEN", settings.http.listen, &error))?;
+        let (device_address, http_address) = (listener.address()?, http_listener.local_addr()?);
+
+        let metrics = Metrics::new();
+        let work = Arc::new(Notify::new());
+        let stalled_max = usize::from(settings.mq.stalled_max.get());
+        let unsettled_max = usize::from(settings.mq.prefetch.get()) + stalled_max;
+        let jobs = Arc::new(Jobs::new(Arc::clone(&work), unsettled_max));
+        let presence = Arc::new(Presence::new(Arc::clone(&bridge), Arc::clone(&work)));
+        let uplink = settings.device.uplink.is_on().then(|| Arc::new(Uplink::new(Arc::clone(&bridge), Arc::clone(&work), metrics.clone())));
+        let registry = Arc::new(Registry::new(Arc::clone(&presence), metrics.clone()));
+        let reporter = Arc::new(Reporter::new(Arc::clone(&jobs), metrics.clone(), Arc::clone(&bridge)));
+        let devices = Arc::new(Devices {
+            registry: Arc::clone(&registry),
+            reporter: Arc::clone(&reporter),
+            uplink: uplink.clone(),
+            metrics: metrics.clone(),
+            waiting: AtomicUsize::new(0),
+            line_max: settings.device.line_max.0,
+            lane_max: usize::from(settings.device.lane_max.get()),
+            write_timeout: settings.device.write_timeout,
+        });
+        let (consuming, draining) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+        let (drain, give_up, finish) = (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
+        let sessions = TaskTracker::new();
+
+        let consumer = Consumer {
+            settings: Arc::clone(&settings),
+            bridge: Arc::clone(&bridge),
+            router: Router::new(Arc::clone(&devices), stalled_max),
+            reporter,
+            metrics: metrics.clone(),
+            consuming: Arc::clone(&consuming),
+        };
+        let publisher = Publisher::new(settings, Arc::clone(&bridge), metrics.clone(), jobs, presence, uplink, work);
+        let state = HttpState { registry: Arc::clone(&registry), metrics, bridge, consuming, draining: Arc::clone(&draining) };
+
+        let publisher = tokio::spawn(publisher.run(finish.clone()));
+        sessions.spawn(listener.run(devices, sessions.clone(), drain.clone()));
+        info!(address = %device_address, "listening for devices");
+        let http = tokio::spawn(http::serve(http_listener, state));
+        info!(address = %http_address, "serving HTTP");
+        let consumer = tokio::spawn(consumer.run(drain.clone(), give_up.clone()));
+        Ok(Self { registry, sessions, draining, drain, give_up, finish, consumer, publisher, http, device_address, http_address })
+    }
+
+    /// Where devices connect to.
+    pub fn device_address(&self) -> SocketAddr {
+        self.device_address
+    }
+
+    /// Where HTTP is served.
+    pub fn http_address(&self) -> SocketAddr {
+        self.http_address
+    }
+
+    /// Ends everything in order within `grace`: no more commands and connections; what is in hand
+    /// finishes; devices are let go and reported offline; the broker confirms. True if nothing was
+    /// cut short.
+    pub async fn shut_down(mut self, grace: Duration) -> bool {
+        let end = Instant::now() + grace;
+        self.draining.store(true, std::sync::atomic::Ordering::Relaxed);
+        self.drain.cancel();
+        let mut clean = true;
+        if timeout_at(end - grace / REPORT_SHARE, &mut self.consumer).await.is_err() {
+            warn!("some commands in hand were not finished in time; they go back to the queue.");
+            clean = false;
+        }
+        for session in self.registry.close() {
+            session.end(EndReason::Shutdown);
+        }
+        self.sessions.close();
+        // Sessions end as soon as they are told to.
+        clean &= timeout_at(end, self.sessions.wait()).await.is_ok();
+        self.give_up.cancel();
+        if !self.consumer.is_finished() {
+            clean &= timeout_at(end, &mut self.consumer).await.is_ok();
+        }
+        self.finish.cancel();
+        if !matches!(timeout_at(end, &mut self.publisher).await, Ok(Ok(true))) {
+            warn!("the broker did not confirm in time that every device is offline.");
+            clean = false;
+        }
+        self.http.abort();
+        clean
+    }
+}
+
+fn in_use(setting: &str, address: SocketAddr, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{setting}: cannot listen on {address}: {error}"))
+}

@@ -1,0 +1,104 @@
+//! The broker side: the only part that knows lapin.
+//!
+//! Two connections, because a broker under a memory or disk alarm blocks whatever has published,
+//! acknowledgements included: one consumes and acknowledges, one publishes. Each is rebuilt from
+//! nothing after any trouble; what the other does, and the devices, go on meanwhile.
+
+mod acks;
+pub mod client;
+mod connection;
+mod consumer;
+mod decode;
+mod jobs;
+mod message;
+mod publisher;
+mod retry;
+mod topology;
+
+pub(crate) use consumer::Consumer;
+pub use decode::Moment;
+pub(crate) use jobs::Jobs;
+pub use message::Message;
+pub(crate) use publisher::Publisher;
+pub use topology::check;
+
+/// What went wrong with the broker: one sentence that names the object and what to change.
+#[derive(Debug, thiserror::Error)]
+pub enum BrokerError {
+    /// No TCP connection.
+    #[error("cannot reach the broker at {address}: {source}; check MQ_HOST and MQ_PORT, and that RabbitMQ runs there")]
+    Unreachable {
+        /// Host and port.
+        address: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A TCP connection, and then silence.
+    #[error("the broker at {address} did not answer within {limit}; check that MQ_HOST and MQ_PORT lead to RabbitMQ's AMQP port, and MQ_TLS to how it speaks there")]
+    Silent {
+        /// Host and port.
+        address: String,
+        /// How long it had.
+        limit: humantime::FormattedDuration,
+    },
+    /// TLS could not be agreed on.
+    #[error("no TLS with the broker at {address}: {source}; check MQ_TLS and MQ_CA_FILE, and that the certificate names MQ_HOST")]
+    Tls {
+        /// Host and port.
+        address: String,
+        /// What the TLS library said.
+        source: std::io::Error,
+    },
+    /// The user or the password is wrong.
+    #[error("the broker at {address} refuses to log in user `{username}`; check MQ_USERNAME and MQ_PASSWORD (or MQ_PASSWORD_FILE). It said: {said}")]
+    Login {
+        /// Host and port.
+        address: String,
+        /// As whom.
+        username: String,
+        /// What the broker said.
+        said: String,
+    },
+    /// The virtual host does not exist, or is not for this user.
+    #[error("the broker at {address} refuses virtual host `{vhost}`; check MQ_VHOST and the permissions of `{username}`. It said: {said}")]
+    Vhost {
+        /// Host and port.
+        address: String,
+        /// Which one.
+        vhost: String,
+        /// As whom.
+        username: String,
+        /// What the broker said.
+        said: String,
+    },
+    /// An exchange or a queue is not as the bridge needs it.
+    #[error("{object}: {said}; {advice}")]
+    Topology {
+        /// Its kind and name.
+        object: String,
+        /// What the broker said.
+        said: String,
+        /// What to change.
+        advice: &'static str,
+    },
+    /// The queue stopped delivering.
+    #[error("the broker ended the consumer of queue `{queue}`: it was deleted, or its node went away")]
+    Cancelled {
+        /// Which queue.
+        queue: String,
+    },
+    /// Anything else that AMQP or the connection said.
+    #[error("{during}: {source}")]
+    Amqp {
+        /// What was being done.
+        during: &'static str,
+        /// What lapin said.
+        source: lapin::Error,
+    },
+}
+
+impl BrokerError {
+    fn during(during: &'static str) -> impl Fn(lapin::Error) -> Self {
+        move |source| Self::Amqp { during, source }
+    }
+}

@@ -1,0 +1,184 @@
+//! `Link`: one connection to the broker, opened and closed within limits.
+//!
+//! lapin's own connect has no timeout, and giving up on its future leaves its I/O thread waiting for
+//! a silent peer. So the socket is made here, and shut down when its time is over: that ends the
+//! thread. Recovery is left off; whoever holds a `Link` drops it on any trouble and opens another.
+
+use std::io;
+use std::net::Shutdown;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_compat::CompatExt;
+use futures_util::{Stream, StreamExt};
+use lapin::tcp::OwnedTLSConfig;
+use lapin::uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo};
+use lapin::{AsyncTcpStream, Channel, Connection, ConnectionProperties, ErrorKind, Event};
+use socket2::{SockRef, Socket, TcpKeepalive};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use super::BrokerError;
+use crate::metrics;
+use crate::settings::Broker;
+
+/// A close that the broker does not answer is cut off after this: the connection is of no use then.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+/// Data the broker does not acknowledge for this long ends the connection, as an AMQP heartbeat
+/// would with the default of 10 s.
+const USER_TIMEOUT: Duration = Duration::from_secs(20);
+
+type Slot<T> = Arc<Mutex<Option<T>>>;
+
+/// One connection.
+pub(super) struct Link {
+    connection: Connection,
+    socket: Option<Socket>,
+}
+
+impl Link {
+    /// Opens a connection for `purpose`, whose name it bears in RabbitMQ's own lists.
+    pub(super) async fn open(mq: &Broker, bridge: &str, purpose: metrics::Link) -> Result<Self, BrokerError> {
+        let ca = read_ca(mq)?;
+        let socket: Slot<Socket> = Slot::default();
+        let refusal: Slot<BrokerError> = Slot::default();
+        let connect = {
+            let (mq, socket, refusal) = (mq.clone(), Arc::clone(&socket), Arc::clone(&refusal));
+            async move |_uri, _runtime| {
+                dial(&mq, ca.clone(), &socket).await.map_err(|(error, kind)| {
+                    put(&refusal, error);
+                    lapin::Error::from(io::Error::from(kind))
+                })
+            }
+        };
+        let name = format!("rabbitline {bridge} {}", purpose.label());
+        let properties = ConnectionProperties::default().with_connection_name(name.into());
+        let runtime = lapin::runtime::default_runtime().map_err(BrokerError::during("starting the connection"))?;
+        let opening = Connection::connector(uri(mq), runtime, connect, properties);
+        match timeout(mq.connect_timeout, opening).await {
+            Ok(Ok(connection)) => Ok(Self { connection, socket: take(&socket) }),
+            Ok(Err(error)) => {
+                shut(take(&socket));
+                Err(take(&refusal).unwrap_or_else(|| refused(mq, error)))
+            }
+            Err(_) => {
+                shut(take(&socket));
+                let limit = humantime::format_duration(mq.connect_timeout);
+                Err(BrokerError::Silent { address: address(mq), limit })
+            }
+        }
+    }
+
+    /// A new channel on it.
+    pub(super) async fn channel(&self) -> Result<Channel, BrokerError> {
+        self.connection.create_channel().await.map_err(BrokerError::during("opening a channel"))
+    }
+
+    /// What happens to the connection as a whole.
+    pub(super) fn events(&self) -> impl Stream<Item = Event> + Send + Unpin + 'static {
+        Box::pin(self.connection.events_listener()).fuse()
+    }
+
+    /// Closes it in good order, or cuts it off if the broker does not answer.
+    pub(super) async fn close(mut self) {
+        let closing = self.connection.close(200, "done".into());
+        if !matches!(timeout(CLOSE_TIMEOUT, closing).await, Ok(Ok(()))) {
+            shut(self.socket.take());
+        }
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        // Whatever state lapin is in, its thread ends with its socket.
+        shut(self.socket.take());
+    }
+}
+
+/// Host and port, as errors name them.
+fn address(mq: &Broker) -> String {
+    format!("{}:{}", mq.host, mq.port)
+}
+
+fn uri(mq: &Broker) -> AMQPUri {
+    let heartbeat = u16::try_from(mq.heartbeat.as_secs()).unwrap_or(u16::MAX);
+    AMQPUri {
+        scheme: if mq.tls.is_on() { AMQPScheme::AMQPS } else { AMQPScheme::AMQP },
+        authority: AMQPAuthority {
+            userinfo: AMQPUserInfo { username: mq.username.clone(), password: mq.password.expose().to_owned() },
+            host: mq.host.clone(),
+            port: mq.port,
+        },
+        vhost: mq.vhost.clone(),
+        query: AMQPQueryString { heartbeat: Some(heartbeat), ..AMQPQueryString::default() },
+    }
+}
+
+fn read_ca(mq: &Broker) -> Result<Option<String>, BrokerError> {
+    let Some(path) = mq.ca_file.as_ref().filter(|_| mq.tls.is_on()) else { return Ok(None) };
+    let pem = std::fs::read_to_string(path);
+    pem.map(Some).map_err(|source| BrokerError::Tls { address: address(mq), source })
+}
+
+type Dialed = AsyncTcpStream<async_compat::Compat<TcpStream>>;
+
+/// Makes the TCP connection and, if asked for, the TLS session; a handle to the socket goes into
+/// `slot` first.
+async fn dial(mq: &Broker, ca: Option<String>, slot: &Slot<Socket>) -> Result<Dialed, (BrokerError, io::ErrorKind)> {
+    let unreachable = |source: io::Error| {
+        let kind = source.kind();
+        (BrokerError::Unreachable { address: address(mq), source }, kind)
+    };
+    let stream = TcpStream::connect((mq.host.as_str(), mq.port)).await.map_err(unreachable)?;
+    let socket = SockRef::from(&stream);
+    let keepalive = TcpKeepalive::new().with_time(USER_TIMEOUT / 2).with_interval(USER_TIMEOUT / 8).with_retries(4);
+    let configured = socket
+        .set_tcp_nodelay(true)
+        .and_then(|()| socket.set_tcp_user_timeout(Some(USER_TIMEOUT)))
+        .and_then(|()| socket.set_tcp_keepalive(&keepalive))
+        .and_then(|()| socket.try_clone());
+    put(slot, configured.map_err(unreachable)?);
+    let plain = AsyncTcpStream::Plain(stream.compat());
+    if !mq.tls.is_on() {
+        return Ok(plain);
+    }
+    let config = OwnedTLSConfig { identity: None, cert_chain: ca };
+    plain.into_tls(&mq.host, config.as_ref()).await.map_err(|source| {
+        let kind = source.kind();
+        (BrokerError::Tls { address: address(mq), source }, kind)
+    })
+}
+
+/// Tells from lapin's error what the broker did not like.
+fn refused(mq: &Broker, error: lapin::Error) -> BrokerError {
+    const ACCESS_REFUSED: u16 = 403;
+    const NOT_ALLOWED: u16 = 530;
+    let ErrorKind::ProtocolError(amqp) = error.kind() else {
+        if let ErrorKind::IOError(source) = error.kind() {
+            let source = io::Error::new(source.kind(), source.to_string());
+            return BrokerError::Unreachable { address: address(mq), source };
+        }
+        return BrokerError::during("connecting")(error);
+    };
+    let (address, username, said) = (address(mq), mq.username.clone(), amqp.get_message().to_string());
+    match amqp.get_id() {
+        ACCESS_REFUSED => BrokerError::Login { address, username, said },
+        NOT_ALLOWED => BrokerError::Vhost { address, vhost: mq.vhost.clone(), username, said },
+        _ => BrokerError::during("connecting")(error),
+    }
+}
+
+fn put<T>(slot: &Slot<T>, value: T) {
+    *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(value);
+}
+
+fn take<T>(slot: &Slot<T>) -> Option<T> {
+    slot.lock().unwrap_or_else(PoisonError::into_inner).take()
+}
+
+fn shut(socket: Option<Socket>) {
+    if let Some(socket) = socket {
+        // It may be closed already, which is as good.
+        socket.shutdown(Shutdown::Both).ok();
+    }
+}

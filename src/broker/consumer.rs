@@ -1,0 +1,280 @@
+//! `Consumer`: the one task that takes commands off the queue and acknowledges them.
+//!
+//! It decodes, routes and acknowledges in one place, so that a command for a device that reads costs
+//! no hop between tasks. It never waits for a device: what has to wait is settled later, through a
+//! verdict. When every delivery in hand waits, the consumer is renewed: cancelled and started again
+//! with all its credit, while the broker keeps what it delivered before. So one device that does not
+//! read stops nobody else, with a prefetch of 1 too.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use futures_util::{FutureExt, StreamExt};
+use lapin::Channel;
+use lapin::message::Delivery as Delivered;
+use lapin::options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
+use lapin::types::FieldTable;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::info;
+
+use super::acks::{Ack, Acks};
+use super::connection::Link;
+use super::decode::{self, Decoded, Defaults, Moment};
+use super::message::Message;
+use super::retry::Retry;
+use super::{BrokerError, topology};
+use crate::command::Reason;
+use crate::metrics::{self, Metrics};
+use crate::order::{Delivery, Order};
+use crate::report::Reporter;
+use crate::router::{Routed, Router};
+use crate::settings::Settings;
+use crate::settlement::Settlement;
+
+/// How long all deliveries in hand may wait for the publisher before the consumer is renewed. A
+/// confirm takes milliseconds, or some hundred under load; renewing is two round trips.
+const PUBLISHER_GRACE: Duration = Duration::from_secs(1);
+
+/// Takes commands off the queue.
+#[derive(Debug)]
+pub(crate) struct Consumer {
+    pub(crate) settings: Arc<Settings>,
+    pub(crate) bridge: Arc<str>,
+    pub(crate) router: Router,
+    pub(crate) reporter: Arc<Reporter>,
+    pub(crate) metrics: Metrics,
+    /// True while commands are being taken off the queue.
+    pub(crate) consuming: Arc<AtomicBool>,
+}
+
+impl Consumer {
+    /// Consumes until `drain`; then takes no more, and waits for what is in hand until it is settled
+    /// or `give_up`. What is not settled then is handed back to the queue.
+    pub(crate) async fn run(self, drain: CancellationToken, give_up: CancellationToken) {
+        let mut retry = Retry::new(metrics::Link::Consumer);
+        while let Err(error) = self.attempt(&drain, &give_up).await {
+            if !retry.wait(&error, &drain).await {
+                return;
+            }
+        }
+    }
+
+    /// Consumes on one connection. Ends well only when told to.
+    async fn attempt(&self, drain: &CancellationToken, give_up: &CancellationToken) -> Result<(), BrokerError> {
+        let opening = Link::open(&self.settings.mq, &self.bridge, metrics::Link::Consumer);
+        let link = tokio::select! {
+            () = drain.cancelled() => return Ok(()),
+            link = opening => link?,
+        };
+        let result = tokio::select! {
+            () = give_up.cancelled() => Ok(()),
+            result = self.consume(&link, drain) => result,
+        };
+        self.up(false);
+        link.close().await;
+        result
+    }
+
+    async fn consume(&self, link: &Link, drain: &CancellationToken) -> Result<(), BrokerError> {
+        topology::prepare_consumer(link, &self.settings).await?;
+        let mut hand = Hand::start(self, link.channel().await?).await?;
+        self.up(true);
+        info!(queue = self.settings.mq.queue, prefetch = hand.prefetch, "consuming commands");
+        let mut drained = std::pin::pin!(drain.cancelled());
+        loop {
+            let renew_at = hand.renew_at();
+            tokio::select! {
+                biased;
+                () = &mut drained => break,
+                Some(tag) = hand.settled.recv() => hand.settle(tag),
+                delivered = hand.deliveries.next() => hand.take_up(delivered)?,
+                () = until(renew_at) => hand.renew().await?,
+            }
+            hand.take_what_is_ready()?;
+            hand.acknowledge()?;
+        }
+        self.up(false);
+        hand.finish().await
+    }
+
+    fn up(&self, up: bool) {
+        self.consuming.store(up, Ordering::Relaxed);
+        self.metrics.broker_up(metrics::Link::Consumer, up);
+    }
+}
+
+/// The deliveries of one channel.
+struct Hand<'a> {
+    consumer: &'a Consumer,
+    channel: Channel,
+    deliveries: lapin::Consumer,
+    acks: Acks,
+    verdicts: mpsc::Sender<u64>,
+    settled: mpsc::Receiver<u64>,
+    defaults: Defaults,
+    prefetch: usize,
+    stalled_max: usize,
+    /// Since when every delivery in hand has waited for the publisher.
+    waiting_since: Option<Instant>,
+}
+
+impl<'a> Hand<'a> {
+    async fn start(consumer: &'a Consumer, channel: Channel) -> Result<Self, BrokerError> {
+        let settings = &consumer.settings;
+        let prefetch = settings.mq.prefetch.get();
+        let qos = channel.basic_qos(prefetch, BasicQosOptions { global: false }).await;
+        qos.map_err(BrokerError::during("setting the prefetch"))?;
+        let deliveries = subscribe(consumer, &channel).await?;
+        let (prefetch, stalled_max) = (usize::from(prefetch), usize::from(settings.mq.stalled_max.get()));
+        // Every delivery that can be unsettled fits, so that a verdict never waits.
+        let (verdicts, settled) = mpsc::channel(prefetch + stalled_max);
+        let defaults = Defaults {
+            ttl: settings.command.ttl,
+            if_offline: settings.command.if_offline,
+            line_ending: settings.device.line_ending,
+            line_max: settings.device.line_max.0,
+        };
+        let acks = Acks::default();
+        let waiting_since = None;
+        Ok(Self { consumer, channel, deliveries, acks, verdicts, settled, defaults, prefetch, stalled_max, waiting_since })
+    }
+
+    /// Takes up what the consumer's stream gave. Its end and an error mean the same: start over.
+    fn take_up(&mut self, delivered: Option<lapin::Result<Delivered>>) -> Result<(), BrokerError> {
+        let Some(delivered) = delivered else {
+            return Err(BrokerError::Cancelled { queue: self.consumer.settings.mq.queue.clone() });
+        };
+        let delivered = delivered.map_err(BrokerError::during("consuming"))?;
+        let tag = delivered.delivery_tag;
+        if !self.acks.open(tag) {
+            let error = std::io::Error::other(format!("delivery tag {tag} is out of order"));
+            return Err(BrokerError::during("consuming")(error.into()));
+        }
+        let settlement = Settlement::new(tag, self.verdicts.clone(), self.consumer.metrics.clone());
+        let Delivered { routing_key, properties, data, .. } = delivered;
+        let message = Message { body: data, properties, routing_key };
+        if let Some(settlement) = self.fate(message, settlement) {
+            self.settle(settlement.settle_here());
+        }
+        Ok(())
+    }
+
+    /// Decodes and routes one message. Gives its settlement back if it is settled already.
+    fn fate(&self, message: Message, settlement: Settlement) -> Option<Settlement> {
+        let arrived = Moment::now();
+        let stamps = message.stamps();
+        let published_ms = decode::published_ms(&stamps, arrived);
+        let decoded = decode::decode(message.body(), &stamps, &self.defaults, arrived);
+        let reporter = &self.consumer.reporter;
+        match decoded {
+            Ok(Decoded { command, id }) => {
+                let delivery = Delivery { message, settlement, arrived, published_ms, id };
+                match self.consumer.router.route(Order { command, delivery }, arrived.mono) {
+                    Routed::Written(order) => reporter.conclude(order, crate::command::Outcome::Written, Reason::default()),
+                    Routed::Waiting => None,
+                    Routed::Refused(order, outcome, reason) => reporter.conclude(order, outcome, reason),
+                }
+            }
+            Err(invalid) => {
+                let delivery = Delivery { message, settlement, arrived, published_ms, id: invalid.id };
+                reporter.conclude_invalid(delivery, invalid.address, invalid.reason)
+            }
+        }
+    }
+
+    fn settle(&mut self, tag: u64) {
+        let was_open = self.acks.settle(tag);
+        debug_assert!(was_open, "delivery {tag} settled twice");
+    }
+
+    /// Takes up whatever is there without waiting, until so much is settled that it is time to say so.
+    fn take_what_is_ready(&mut self) -> Result<(), BrokerError> {
+        let enough = (self.prefetch / 2).max(1);
+        while self.acks.due() < enough {
+            if let Ok(tag) = self.settled.try_recv() {
+                self.settle(tag);
+            } else if let Some(delivered) = self.deliveries.next().now_or_never() {
+                self.take_up(delivered)?;
+            } else {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Queues the acknowledgements that are due. Waiting until they are on the wire would cost a
+    /// wake-up each; an error shows in the stream of deliveries.
+    fn acknowledge(&mut self) -> Result<(), BrokerError> {
+        let channel = &self.channel;
+        let mut result = Ok(());
+        self.acks.take(|Ack { tag, multiple }| {
+            if let Some(Err(error)) = channel.basic_ack(tag, BasicAckOptions { multiple }).now_or_never() {
+                result = Err(BrokerError::during("acknowledging")(error));
+            }
+        });
+        self.consumer.metrics.unsettled(self.acks.open_count());
+        result
+    }
+
+    /// When to renew the consumer: at once if it has no credit left and devices that do not read
+    /// hold it, after a grace if it is the publisher that all wait for, never if too much waits.
+    fn renew_at(&mut self) -> Option<Instant> {
+        if self.acks.open_of_consumer() < self.prefetch || self.acks.open_count() > self.stalled_max {
+            self.waiting_since = None;
+            return None;
+        }
+        let since = *self.waiting_since.get_or_insert_with(Instant::now);
+        Some(if self.consumer.router.waiting() > 0 { since } else { since + PUBLISHER_GRACE })
+    }
+
+    async fn renew(&mut self) -> Result<(), BrokerError> {
+        self.cancel().await?;
+        // What the broker sent before it heard of the cancellation.
+        while let Some(delivered) = self.deliveries.next().await {
+            self.take_up(Some(delivered))?;
+        }
+        self.acknowledge()?;
+        self.acks.start_consumer();
+        self.deliveries = subscribe(self.consumer, &self.channel).await?;
+        self.waiting_since = None;
+        Ok(())
+    }
+
+    async fn cancel(&self) -> Result<(), BrokerError> {
+        let cancelled = self.channel.basic_cancel(self.deliveries.tag(), BasicCancelOptions { nowait: false }).await;
+        cancelled.map_err(BrokerError::during("cancelling the consumer"))
+    }
+
+    /// Takes no more, and waits for the fate of what is in hand. What came and was not taken up
+    /// goes back to the queue with the channel.
+    async fn finish(mut self) -> Result<(), BrokerError> {
+        self.cancel().await?;
+        while self.acks.open_count() > 0 {
+            match self.settled.recv().await {
+                Some(tag) => self.settle(tag),
+                None => break,
+            }
+            self.acknowledge()?;
+        }
+        Ok(())
+    }
+}
+
+async fn subscribe(consumer: &Consumer, channel: &Channel) -> Result<lapin::Consumer, BrokerError> {
+    let options = BasicConsumeOptions { no_local: false, no_ack: false, exclusive: false, nowait: false };
+    let queue = consumer.settings.mq.queue.as_str();
+    // The broker makes the tag: it is unique on the channel, renewed consumers included.
+    let consuming = channel.basic_consume(queue.into(), "".into(), options, FieldTable::default()).await;
+    consuming.map_err(BrokerError::during("consuming"))
+}
+
+/// Waits for `deadline`, for ever if there is none.
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,66 @@
+//! `Jobs`: publications that deliveries wait for, on their way to the publisher.
+//!
+//! Bounded by nature: each unsettled delivery owes at most one. What a dead channel left behind is
+//! owed no more, since the broker delivers it again, and is cleared out before the queue grows.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::Notify;
+
+use crate::report::Job;
+
+/// The queue of jobs.
+#[derive(Debug)]
+pub(crate) struct Jobs {
+    work: Arc<Notify>,
+    /// More than this can only be there if some are owed no more.
+    live_max: usize,
+    /// Held for one push or pop, never across an await.
+    queue: Mutex<VecDeque<Job>>,
+}
+
+impl Jobs {
+    /// An empty queue; `work` is told when there is a job. `live_max` deliveries can be unsettled.
+    pub(crate) fn new(work: Arc<Notify>, live_max: usize) -> Self {
+        Self { work, live_max, queue: Mutex::default() }
+    }
+
+    /// Takes up a job.
+    pub(crate) fn push(&self, job: Job) {
+        let mut queue = self.lock();
+        if queue.len() >= self.live_max {
+            for job in std::mem::take(&mut *queue) {
+                if job.settlement.is_live() {
+                    queue.push_back(job);
+                } else {
+                    job.settlement.hand_back();
+                }
+            }
+        }
+        queue.push_back(job);
+        drop(queue);
+        self.work.notify_one();
+    }
+
+    /// The next job that is still owed.
+    pub(crate) fn next(&self) -> Option<Job> {
+        let mut queue = self.lock();
+        while let Some(job) = queue.pop_front() {
+            if job.settlement.is_live() {
+                return Some(job);
+            }
+            job.settlement.hand_back();
+        }
+        None
+    }
+
+    /// Whether none is left.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.lock().is_empty()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, VecDeque<Job>> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

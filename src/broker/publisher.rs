@@ -1,0 +1,302 @@
+//! `Publisher`: the one task that publishes: owed jobs, presence, uplink.
+//!
+//! Every publication is confirmed by the broker, up to `CONFIRM_WINDOW` of them at a time. What is
+//! not confirmed when the connection is lost is published again on the next, in the same order.
+
+use std::collections::VecDeque;
+use std::fmt::Display;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::Poll;
+
+use futures_util::StreamExt;
+use futures_util::future::try_join_all;
+use futures_util::stream::FuturesOrdered;
+use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
+use lapin::types::ShortString;
+use lapin::{BasicProperties, Channel, Confirmation, Event};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::connection::Link;
+use super::retry::Retry;
+use super::{BrokerError, Jobs, topology};
+use crate::metrics::{self, Metrics};
+use crate::presence::Presence;
+use crate::report::Job;
+use crate::settings::Settings;
+use crate::settlement::Settlement;
+use crate::uplink::Uplink;
+
+/// Publications that may be on their way unconfirmed. A window of 200 reached twice the rate of a
+/// smaller one on a local broker; more only makes the repetition after a lost connection longer.
+const CONFIRM_WINDOW: usize = 256;
+
+/// `delivery_mode` of a message that survives a restart of the broker in a durable queue.
+const PERSISTENT: u8 = 2;
+
+/// Publishes what the bridge has to say.
+#[derive(Debug)]
+pub(crate) struct Publisher {
+    settings: Arc<Settings>,
+    bridge: Arc<str>,
+    metrics: Metrics,
+    jobs: Arc<Jobs>,
+    presence: Arc<Presence>,
+    uplink: Option<Arc<Uplink>>,
+    work: Arc<Notify>,
+    /// Published on a connection that was lost before the broker confirmed it.
+    again: VecDeque<Item>,
+    turn: usize,
+}
+
+/// One thing to say: what is published together, and what may be settled then.
+#[derive(Debug)]
+struct Item {
+    publications: Vec<Publication>,
+    owed: Option<Owed>,
+}
+
+#[derive(Debug)]
+struct Owed {
+    settlement: Settlement,
+    undelivered: bool,
+}
+
+#[derive(Debug, Clone)]
+struct Publication {
+    exchange: ShortString,
+    key: ShortString,
+    properties: BasicProperties,
+    body: Arc<[u8]>,
+    /// Whether it is an error that no queue takes it.
+    mandatory: bool,
+}
+
+impl Publisher {
+    pub(crate) fn new(
+        settings: Arc<Settings>,
+        bridge: Arc<str>,
+        metrics: Metrics,
+        jobs: Arc<Jobs>,
+        presence: Arc<Presence>,
+        uplink: Option<Arc<Uplink>>,
+        work: Arc<Notify>,
+    ) -> Self {
+        Self { settings, bridge, metrics, jobs, presence, uplink, work, again: VecDeque::new(), turn: 0 }
+    }
+
+    /// Publishes until `finish`, and then until all is confirmed. True if it was.
+    pub(crate) async fn run(mut self, finish: CancellationToken) -> bool {
+        // Not stopped between attempts: what is owed at the end is worth trying for as long as the
+        // caller waits.
+        let never = CancellationToken::new();
+        let mut retry = Retry::new(metrics::Link::Publisher);
+        while let Err(error) = self.attempt(&finish).await {
+            retry.wait(&error, &never).await;
+        }
+        self.is_idle()
+    }
+
+    async fn attempt(&mut self, finish: &CancellationToken) -> Result<(), BrokerError> {
+        let link = Link::open(&self.settings.mq, &self.bridge, metrics::Link::Publisher).await?;
+        let result = async {
+            topology::prepare_publisher(&link, &self.settings).await?;
+            let channel = link.channel().await?;
+            let confirm = channel.confirm_select(ConfirmSelectOptions { nowait: false }).await;
+            confirm.map_err(BrokerError::during("asking for publisher confirms"))?;
+            self.metrics.broker_up(metrics::Link::Publisher, true);
+            self.publish(&link, &channel, finish).await
+        };
+        let result = result.await;
+        self.metrics.broker_up(metrics::Link::Publisher, false);
+        self.metrics.broker_blocked(false);
+        link.close().await;
+        result
+    }
+
+    /// Publishes on one channel until `finish` and all is confirmed, or the channel is lost.
+    async fn publish(&mut self, link: &Link, channel: &Channel, finish: &CancellationToken) -> Result<(), BrokerError> {
+        let mut events = link.events();
+        let mut waiting = VecDeque::new();
+        let mut confirms = FuturesOrdered::new();
+        let work = Arc::clone(&self.work);
+        let result = loop {
+            while confirms.len() < CONFIRM_WINDOW
+                && let Some(item) = self.next()
+            {
+                confirms.push_back(begin(channel, &item).await);
+                waiting.push_back(item);
+            }
+            if finish.is_cancelled() && confirms.is_empty() && self.is_idle() {
+                break Ok(());
+            }
+            tokio::select! {
+                biased;
+                Some(confirmed) = confirms.next(), if !confirms.is_empty() => match confirmed {
+                    Ok(()) => self.confirmed(waiting.pop_front()),
+                    Err(Refusal { error, returned }) => {
+                        waiting.extend(returned.map(|publication| Item { publications: vec![publication], owed: None }));
+                        break Err(error);
+                    }
+                },
+                Some(event) = events.next() => {
+                    if let Err(error) = self.event(event) {
+                        break Err(error);
+                    }
+                }
+                () = work.notified(), if confirms.len() < CONFIRM_WINDOW => {}
+                () = finish.cancelled(), if !finish.is_cancelled() => {}
+            }
+        };
+        // Oldest first, before what was to be said again already.
+        for item in waiting.into_iter().rev() {
+            self.again.push_front(item);
+        }
+        result
+    }
+
+    fn confirmed(&self, item: Option<Item>) {
+        if let Some(Owed { settlement, undelivered }) = item.and_then(|item| item.owed) {
+            if undelivered {
+                self.metrics.undelivered();
+            }
+            settlement.settle();
+        }
+    }
+
+    fn event(&self, event: Event) -> Result<(), BrokerError> {
+        if let Event::ConnectionBlocked(reason) = event {
+            self.metrics.broker_blocked(true);
+            warn!(reason, "the broker takes no publications: events, receipts and undelivered commands wait until its alarm is over.");
+        } else if matches!(event, Event::ConnectionUnblocked) {
+            self.metrics.broker_blocked(false);
+            info!("the broker takes publications again");
+        } else if let Event::Error(error) = event {
+            return Err(BrokerError::during("publishing")(error));
+        }
+        Ok(())
+    }
+
+    /// The next thing to say: first what was said in vain, then jobs, presence and uplink in turn,
+    /// so that none of them waits for ever behind another.
+    fn next(&mut self) -> Option<Item> {
+        while let Some(item) = self.again.pop_front() {
+            match item.owed {
+                Some(owed) if !owed.settlement.is_live() => owed.settlement.hand_back(),
+                _ => return Some(item),
+            }
+        }
+        (0..3).find_map(|_| {
+            self.turn = (self.turn + 1) % 3;
+            match self.turn {
+                0 => self.jobs.next().map(|job| self.job(job)),
+                1 => self.presence.next().map(|(address, json)| self.event_item("presence", address, json)),
+                _ => self.uplink.as_ref()?.next().map(|(address, json)| self.event_item("uplink", address, json)),
+            }
+        })
+    }
+
+    fn is_idle(&self) -> bool {
+        self.again.is_empty()
+            && self.jobs.is_empty()
+            && self.presence.is_empty()
+            && self.uplink.as_ref().is_none_or(|uplink| uplink.is_empty())
+    }
+
+    fn event_item(&self, kind: &str, address: impl Display, json: Vec<u8>) -> Item {
+        let publication = Publication {
+            exchange: self.settings.mq.events_exchange.as_str().into(),
+            key: format!("{kind}.{address}").into(),
+            properties: BasicProperties::default()
+                .with_content_type("application/json".into())
+                .with_delivery_mode(PERSISTENT),
+            body: json.into(),
+            mandatory: false,
+        };
+        Item { publications: vec![publication], owed: None }
+    }
+
+    fn job(&self, job: Job) -> Item {
+        let Job { message, settlement, undelivered, receipt } = job;
+        let owed = Some(Owed { settlement, undelivered: undelivered.is_some() });
+        let mut publications = Vec::with_capacity(2);
+        if let (Some(receipt), Some(reply_to)) = (receipt, message.reply_to()) {
+            publications.push(Publication {
+                exchange: ShortString::default(),
+                key: reply_to.into(),
+                properties: message.receipt_properties(),
+                body: receipt.into(),
+                // Who asked for it may be gone.
+                mandatory: false,
+            });
+        }
+        if let Some((outcome, reason)) = undelivered {
+            publications.push(Publication {
+                exchange: self.settings.mq.undelivered_exchange.as_str().into(),
+                key: message.routing_key.clone(),
+                properties: message.undelivered_properties(outcome, &reason),
+                body: message.body.into(),
+                mandatory: true,
+            });
+        }
+        // The message is safe before its sender hears of it.
+        publications.reverse();
+        Item { publications, owed }
+    }
+}
+
+/// Why a publication has to be repeated.
+struct Refusal {
+    error: BrokerError,
+    /// A message the broker gave back because no queue takes it. lapin may hand it out with the
+    /// confirm of another publication, so it is published again by itself.
+    returned: Option<Publication>,
+}
+
+type Confirming = Pin<Box<dyn Future<Output = Result<(), Refusal>> + Send>>;
+
+/// Hands an item's publications to the connection, in order, before it returns; the future it gives
+/// ends when the broker has confirmed them all.
+async fn begin(channel: &Channel, item: &Item) -> Confirming {
+    let publications = item.publications.iter().cloned();
+    let all = try_join_all(publications.map(|publication| publish(channel.clone(), publication)));
+    let mut confirming: Confirming = Box::pin(async { all.await.map(|_| ()) });
+    match futures_util::poll!(&mut confirming) {
+        Poll::Ready(result) => Box::pin(std::future::ready(result)),
+        Poll::Pending => confirming,
+    }
+}
+
+async fn publish(channel: Channel, publication: Publication) -> Result<(), Refusal> {
+    let lost = |source| Refusal { error: BrokerError::during("publishing")(source), returned: None };
+    let Publication { exchange, key, properties, body, mandatory } = publication;
+    let options = BasicPublishOptions { mandatory, immediate: false };
+    let refused = |said: &str, returned| Refusal {
+        error: BrokerError::Topology {
+            object: format!("exchange `{exchange}`"),
+            said: said.to_owned(),
+            advice: "bind a queue to it that takes every routing key and has room",
+        },
+        returned,
+    };
+    let confirm = channel.basic_publish(exchange.clone(), key, options, &body, properties).await.map_err(lost)?;
+    match confirm.await.map_err(lost)? {
+        Confirmation::Ack(None) | Confirmation::NotRequested => Ok(()),
+        Confirmation::Nack(_) => Err(refused("the broker could not take a message", None)),
+        Confirmation::Ack(Some(returned)) => {
+            let said = returned.reply_text.to_string();
+            let delivery = returned.delivery;
+            let returned = Publication {
+                exchange: delivery.exchange,
+                key: delivery.routing_key,
+                properties: delivery.properties,
+                body: delivery.data.into(),
+                mandatory: true,
+            };
+            Err(refused(&said, Some(returned)))
+        }
+    }
+}

@@ -1,0 +1,70 @@
+//! `Retry`: the wait between an attempt on a broker connection and the next.
+
+use std::time::Duration;
+
+use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use super::BrokerError;
+use crate::metrics;
+
+/// First and longest wait between two attempts. The jitter adds up to as much again, so the real
+/// ones lie between 0.1 s and 10 s, and bridges that lost one broker do not return in step.
+const WAIT_MIN: Duration = Duration::from_millis(100);
+const WAIT_MAX: Duration = Duration::from_secs(5);
+/// A connection that worked for this long was no flapping one: the waits start over.
+const STEADY: Duration = Duration::from_secs(10);
+
+/// The waits of one connection.
+pub(super) struct Retry {
+    link: metrics::Link,
+    waits: ExponentialBackoff,
+    began: Instant,
+}
+
+impl Retry {
+    /// For a first attempt that begins now.
+    pub(super) fn new(link: metrics::Link) -> Self {
+        Self { link, waits: waits(), began: Instant::now() }
+    }
+
+    /// Says why the attempt failed, and waits until the next may begin. False if `stop` came first.
+    pub(super) async fn wait(&mut self, error: &BrokerError, stop: &CancellationToken) -> bool {
+        if self.began.elapsed() >= STEADY {
+            self.waits = waits();
+        }
+        let wait = self.waits.next().unwrap_or(WAIT_MAX);
+        warn!(connection = self.link.label(), retry_in_ms = wait.as_millis(), "{error}");
+        tokio::select! {
+            () = stop.cancelled() => return false,
+            () = tokio::time::sleep(wait) => {}
+        }
+        self.began = Instant::now();
+        true
+    }
+}
+
+fn waits() -> ExponentialBackoff {
+    ExponentialBuilder::new()
+        .with_min_delay(WAIT_MIN)
+        .with_max_delay(WAIT_MAX)
+        .with_factor(2.0)
+        .with_jitter()
+        .without_max_times()
+        .build()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_grow_and_stay_between_a_tenth_and_ten_seconds() {
+        let waits: Vec<Duration> = waits().take(50).collect();
+        let bounds = Duration::from_millis(100)..=Duration::from_secs(10);
+        assert!(waits.iter().all(|wait| bounds.contains(wait)), "{waits:?}");
+        assert!(waits[0] < Duration::from_millis(200) && waits[49] >= WAIT_MAX);
+    }
+}

@@ -1,0 +1,218 @@
+//! The exchanges, queues and bindings the bridge needs.
+//!
+//! What exists is used as it is; what is missing is declared. Each look is a passive declare on a
+//! channel of its own, because the broker closes the channel that asks for what is not there. A type
+//! the bridge cannot work with is an error that names the object and the setting.
+
+use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
+use lapin::types::{AMQPValue, FieldTable, LongString};
+use lapin::{Channel, ErrorKind, ExchangeKind};
+use tracing::{info, warn};
+
+use super::BrokerError;
+use super::connection::Link;
+use crate::metrics;
+use crate::settings::{QueueType, Settings};
+
+const NOT_FOUND: u16 = 404;
+const ACCESS_REFUSED: u16 = 403;
+const PRECONDITION_FAILED: u16 = 406;
+
+/// Matches every key on a topic exchange and stands for none elsewhere.
+const ANY_KEY: &str = "#";
+
+/// Whether missing things are declared or only told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Missing {
+    Declare,
+    Tell,
+}
+
+/// Connects as the bridge would and looks at what it needs, without changing anything. Gives one
+/// sentence for each thing that is missing and would be declared.
+pub async fn check(settings: &Settings) -> Result<Vec<String>, BrokerError> {
+    let link = Link::open(&settings.mq, &settings.bridge_name(), metrics::Link::Consumer).await?;
+    let looked = async {
+        let mut found = for_consumer(&link, settings, Missing::Tell).await?;
+        found.extend(for_publisher(&link, settings, Missing::Tell).await?);
+        Ok(found)
+    };
+    let looked = looked.await;
+    link.close().await;
+    looked
+}
+
+/// Sees to what the consumer needs: the command exchange, the command queue and their binding.
+pub(super) async fn prepare_consumer(link: &Link, settings: &Settings) -> Result<(), BrokerError> {
+    for_consumer(link, settings, Missing::Declare).await.map(|_| ())
+}
+
+/// Sees to what the publisher needs: the events exchange, the undelivered exchange and its queue.
+pub(super) async fn prepare_publisher(link: &Link, settings: &Settings) -> Result<(), BrokerError> {
+    for_publisher(link, settings, Missing::Declare).await.map(|_| ())
+}
+
+async fn for_consumer(link: &Link, settings: &Settings, missing: Missing) -> Result<Vec<String>, BrokerError> {
+    let mq = &settings.mq;
+    let mut told = Vec::new();
+    let exchange = exchange(link, &mq.exchange, ExchangeKind::Direct, missing).await?;
+    let queue = queue(link, &mq.queue, mq.queue_type, missing).await?;
+    told.extend(exchange.told());
+    told.extend(queue.told());
+    if queue == Found::Existing && settings.queue_type_is_set {
+        hold_to_type(link, &mq.queue, mq.queue_type).await?;
+    }
+    if missing == Missing::Declare {
+        let both_existed = exchange == Found::Existing && queue == Found::Existing;
+        bind(link, &mq.queue, &mq.exchange, mq.command_key(), both_existed).await?;
+    }
+    Ok(told)
+}
+
+async fn for_publisher(link: &Link, settings: &Settings, missing: Missing) -> Result<Vec<String>, BrokerError> {
+    let mq = &settings.mq;
+    let mut told = Vec::new();
+    let events = exchange(link, &mq.events_exchange, ExchangeKind::Topic, missing).await?;
+    if events == Found::Existing {
+        hold_to_topic(link, &mq.events_exchange).await?;
+    }
+    let undelivered = exchange(link, &mq.undelivered_exchange, ExchangeKind::Fanout, missing).await?;
+    let queue = queue(link, &mq.undelivered_exchange, mq.queue_type, missing).await?;
+    told.extend([events.told(), undelivered.told(), queue.told()].into_iter().flatten());
+    if missing == Missing::Declare {
+        let both_existed = undelivered == Found::Existing && queue == Found::Existing;
+        bind(link, &mq.undelivered_exchange, &mq.undelivered_exchange, ANY_KEY, both_existed).await?;
+    }
+    Ok(told)
+}
+
+/// What a look for something found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Found {
+    Existing,
+    Declared,
+    Missing(String),
+}
+
+impl Found {
+    fn told(&self) -> Option<String> {
+        match self {
+            Self::Missing(object) => Some(format!("{object} does not exist; the bridge declares it when it starts")),
+            Self::Existing | Self::Declared => None,
+        }
+    }
+}
+
+async fn exchange(link: &Link, name: &str, kind: ExchangeKind, missing: Missing) -> Result<Found, BrokerError> {
+    let object = format!("exchange `{name}`");
+    let options = |passive| ExchangeDeclareOptions { passive, durable: true, auto_delete: false, internal: false, nowait: false };
+    let declare = async |channel: Channel, passive| {
+        channel.exchange_declare(name.into(), kind.clone(), options(passive), FieldTable::default()).await
+    };
+    match declare(link.channel().await?, true).await {
+        Ok(()) => return Ok(Found::Existing),
+        Err(error) if code(&error) == Some(NOT_FOUND) => {}
+        Err(error) => return Err(topology(object, &error, "check the permissions of MQ_USERNAME")),
+    }
+    if missing == Missing::Tell {
+        return Ok(Found::Missing(object));
+    }
+    let declared = declare(link.channel().await?, false).await;
+    declared.map_err(|error| topology(object.clone(), &error, "declare it, or let MQ_USERNAME configure it"))?;
+    info!(exchange = name, kind = ?kind, "declared an exchange that was missing");
+    Ok(Found::Declared)
+}
+
+async fn queue(link: &Link, name: &str, kind: QueueType, missing: Missing) -> Result<Found, BrokerError> {
+    let object = format!("queue `{name}`");
+    match declare_queue(&link.channel().await?, name, None).await {
+        Ok(()) => return Ok(Found::Existing),
+        Err(error) if code(&error) == Some(NOT_FOUND) => {}
+        Err(error) => {
+            let advice = "the bridge needs a queue that other connections may use, and permission for it";
+            return Err(topology(object, &error, advice));
+        }
+    }
+    if missing == Missing::Tell {
+        return Ok(Found::Missing(object));
+    }
+    let declared = declare_queue(&link.channel().await?, name, Some(kind)).await;
+    declared.map_err(|error| topology(object.clone(), &error, "declare it, or let MQ_USERNAME configure it"))?;
+    info!(queue = name, kind = kind.word(), "declared a queue that was missing");
+    Ok(Found::Declared)
+}
+
+/// Declares a durable queue of `kind`, or only looks for it.
+async fn declare_queue(channel: &Channel, name: &str, kind: Option<QueueType>) -> lapin::Result<()> {
+    let options = QueueDeclareOptions { passive: kind.is_none(), durable: true, exclusive: false, auto_delete: false, nowait: false };
+    let mut arguments = FieldTable::default();
+    if let Some(kind) = kind {
+        arguments.insert("x-queue-type".into(), AMQPValue::LongString(LongString::from(kind.word())));
+    }
+    channel.queue_declare(name.into(), options, arguments).await.map(|_| ())
+}
+
+/// An operator who names the queue type means it: an existing queue of another one is an error. The
+/// broker only tells by refusing to declare it again; a refusal for other arguments is no matter.
+async fn hold_to_type(link: &Link, name: &str, kind: QueueType) -> Result<(), BrokerError> {
+    match declare_queue(&link.channel().await?, name, Some(kind)).await {
+        Err(error) if says(&error, PRECONDITION_FAILED, "x-queue-type") => {
+            let advice = "set MQ_QUEUE_TYPE to the type the queue has, or delete the queue and let the bridge declare it again";
+            Err(topology(format!("queue `{name}`"), &error, advice))
+        }
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+/// Events are routed by topic; on any other exchange nobody could follow a subnet or a device.
+async fn hold_to_topic(link: &Link, name: &str) -> Result<(), BrokerError> {
+    let options = ExchangeDeclareOptions { passive: false, durable: true, auto_delete: false, internal: false, nowait: false };
+    let channel = link.channel().await?;
+    match channel.exchange_declare(name.into(), ExchangeKind::Topic, options, FieldTable::default()).await {
+        Err(error) if says(&error, PRECONDITION_FAILED, "'type'") => {
+            let advice = "set MQ_EVENTS_EXCHANGE to a topic exchange, or delete this one and let the bridge declare it again";
+            Err(topology(format!("exchange `{name}`"), &error, advice))
+        }
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+/// Binds, which changes nothing where the binding exists. A user who may not bind what others have
+/// set up is believed to have it bound.
+async fn bind(link: &Link, queue: &str, exchange: &str, key: &str, both_existed: bool) -> Result<(), BrokerError> {
+    let channel = link.channel().await?;
+    let bound = channel.queue_bind(queue.into(), exchange.into(), key.into(), QueueBindOptions { nowait: false }, FieldTable::default()).await;
+    match bound {
+        Ok(()) => Ok(()),
+        Err(error) if both_existed && code(&error) == Some(ACCESS_REFUSED) => {
+            warn!(queue, exchange, key, %error, "not allowed to bind the queue to the exchange; taking it that somebody else has.");
+            Ok(())
+        }
+        Err(error) => {
+            let object = format!("binding of queue `{queue}` to exchange `{exchange}`");
+            Err(topology(object, &error, "let MQ_USERNAME write to the queue and read from the exchange"))
+        }
+    }
+}
+
+fn topology(object: String, error: &lapin::Error, advice: &'static str) -> BrokerError {
+    let said = match error.kind() {
+        ErrorKind::ProtocolError(amqp) => amqp.get_message().to_string(),
+        _ => error.to_string(),
+    };
+    BrokerError::Topology { object, said, advice }
+}
+
+fn code(error: &lapin::Error) -> Option<u16> {
+    match error.kind() {
+        ErrorKind::ProtocolError(amqp) => Some(amqp.get_id()),
+        _ => None,
+    }
+}
+
+fn says(error: &lapin::Error, with_code: u16, what: &str) -> bool {
+    match error.kind() {
+        ErrorKind::ProtocolError(amqp) => amqp.get_id() == with_code && amqp.get_message().as_str().contains(what),
+        _ => false,
+    }
+}

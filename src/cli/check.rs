@@ -1,0 +1,22 @@
+//! `rabbitline check`: would the bridge work with these settings?
+
+use std::process::ExitCode;
+
+use super::EXIT_UNAVAILABLE;
+use crate::broker;
+use crate::settings::Settings;
+
+pub(super) async fn run(settings: Settings) -> ExitCode {
+    println!("settings: fine");
+    match broker::check(&settings).await {
+        Ok(missing) => {
+            missing.iter().for_each(|sentence| println!("broker: {sentence}"));
+            println!("broker: {}:{} can be used", settings.mq.host, settings.mq.port);
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("broker: {error}");
+            ExitCode::from(EXIT_UNAVAILABLE)
+        }
+    }
+}

@@ -1,0 +1,63 @@
+//! `rabbitline send`: publish one command as a backend would, and print its receipt.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::{EXIT_NO_ANSWER, EXIT_UNAVAILABLE, EXIT_USAGE};
+use crate::broker::client;
+use crate::settings::Settings;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The device: its IP address as the bridge sees it
+    address: String,
+    /// The command line for the device
+    cmd: String,
+    /// Read CMD as JSON instead of as text: the device gets it as compact JSON
+    #[arg(long)]
+    json: bool,
+    /// Id of the command in receipts and logs
+    #[arg(long)]
+    id: Option<String>,
+    /// Do not write the command later than this after now, as in 500ms or 30s
+    #[arg(long, value_parser = humantime::parse_duration)]
+    ttl: Option<Duration>,
+    /// How long to wait for the receipt
+    #[arg(long, default_value = "10s", value_parser = humantime::parse_duration)]
+    timeout: Duration,
+}
+
+pub(super) async fn run(settings: Settings, args: Args) -> ExitCode {
+    let cmd = if args.json { serde_json::from_str(&args.cmd) } else { Ok(Value::String(args.cmd)) };
+    let mut body = match cmd {
+        Ok(cmd) => json!({ "address": args.address, "cmd": cmd }),
+        Err(error) => {
+            eprintln!("CMD: expected JSON, because of --json: {error}");
+            return ExitCode::from(EXIT_USAGE);
+        }
+    };
+    if let Some(id) = args.id {
+        body["id"] = id.into();
+    }
+    if let Some(ttl) = args.ttl {
+        body["ttl_ms"] = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX).into();
+    }
+    match client::send(&settings, body.to_string().into_bytes(), args.timeout).await {
+        Ok(Some(receipt)) => {
+            println!("{}", String::from_utf8_lossy(&receipt));
+            let receipt: Value = serde_json::from_slice(&receipt).unwrap_or_default();
+            if receipt["outcome"] == "written" { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+        }
+        Ok(None) => {
+            let limit = humantime::format_duration(args.timeout);
+            eprintln!("no receipt within {limit}: the command is in queue `{}` or on its way; does a bridge run?", settings.mq.queue);
+            ExitCode::from(EXIT_NO_ANSWER)
+        }
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::from(EXIT_UNAVAILABLE)
+        }
+    }
+}

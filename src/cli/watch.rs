@@ -1,0 +1,55 @@
+//! `rabbitline watch`: every device that comes and goes, live.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use futures_util::StreamExt;
+use serde_json::Value;
+
+use super::EXIT_UNAVAILABLE;
+use crate::broker::client;
+use crate::settings::Settings;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Only devices whose address begins with these whole parts, as in 10.2 for 10.2.0.0/16
+    #[arg(long, value_name = "PREFIX")]
+    address: Option<String>,
+    /// Print each event as the JSON it is
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) async fn run(settings: Settings, args: Args) -> ExitCode {
+    let prefix = args.address.as_deref().map(|prefix| prefix.trim_end_matches('.'));
+    let key = prefix.map_or_else(|| "presence.#".to_owned(), |prefix| format!("presence.{prefix}.#"));
+    let mut events = match client::watch(&settings, &key).await {
+        Ok(events) => std::pin::pin!(events),
+        Err(error) => {
+            eprintln!("{error}");
+            return ExitCode::from(EXIT_UNAVAILABLE);
+        }
+    };
+    while let Some(event) = events.next().await {
+        let line = match event {
+            Ok(body) if args.json => String::from_utf8_lossy(&body).into_owned(),
+            Ok(body) => shown(&serde_json::from_slice(&body).unwrap_or_default()),
+            Err(error) => {
+                eprintln!("{error}");
+                return ExitCode::from(EXIT_UNAVAILABLE);
+            }
+        };
+        // Whoever read us may be gone, as with `| head`.
+        if writeln!(std::io::stdout(), "{line}").is_err() {
+            break;
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+/// `2026-11-21T14:30:00.123Z  online   10.2.0.7  connected`
+fn shown(event: &Value) -> String {
+    let text = |name: &str| event[name].as_str().unwrap_or("?").to_owned();
+    let state = if event["online"] == true { "online " } else { "offline" };
+    format!("{}  {state}  {}  {}", text("at"), text("address"), text("reason"))
+}

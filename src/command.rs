@@ -1,0 +1,252 @@
+//! The nouns: `Address`, `Line`, `Command`, `Outcome`.
+//!
+//! They are parsed, not validated: a `Line` cannot hold a second line, an `Address` is canonical.
+//! No I/O and no clock here; the policy that belongs to an outcome lives on the outcome.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+pub use crate::settings::IfOffline;
+use crate::settings::LineEnding;
+
+/// Why something is as it is, for people: part of receipts, headers and logs.
+pub type Reason = Cow<'static, str>;
+
+/// The longest name a device can have, in bytes. AMQP routing keys end at 255 bytes, and
+/// `presence.` comes before the name.
+pub const ADDRESS_MAX: usize = 200;
+
+/// What names a device: its IP address as the bridge sees it, or a name.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Address {
+    /// An IP address in canonical form: `::ffff:10.0.0.7` is `10.0.0.7`.
+    Ip(IpAddr),
+    /// Any other name.
+    Name(Arc<str>),
+}
+
+impl From<IpAddr> for Address {
+    fn from(ip: IpAddr) -> Self {
+        Self::Ip(ip.to_canonical())
+    }
+}
+
+impl Address {
+    /// The address that `text` names; else what is wrong with it.
+    pub fn parse(text: &str) -> Result<Self, Reason> {
+        if let Ok(ip) = text.parse::<IpAddr>() {
+            return Ok(Self::from(ip));
+        }
+        if text.is_empty() {
+            return Err("address: expected the name of a device, got an empty string".into());
+        }
+        if text.len() > ADDRESS_MAX {
+            return Err(format!(
+                "address: expected at most {ADDRESS_MAX} bytes, got {}",
+                text.len()
+            )
+            .into());
+        }
+        if text.chars().any(char::is_control) {
+            return Err("address: expected no control characters".into());
+        }
+        Ok(Self::Name(text.into()))
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ip(ip) => ip.fmt(f),
+            Self::Name(name) => f.write_str(name),
+        }
+    }
+}
+
+/// The bytes of one command line, its ending included. There is no way to make one that a device
+/// would read as two lines.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Line(Box<[u8]>);
+
+impl Line {
+    /// `text` as one line; else why it cannot be one. Nothing is split and nothing is stripped.
+    pub fn encode(text: &str, ending: LineEnding, max: usize) -> Result<Self, Reason> {
+        if text.is_empty() {
+            return Err("cmd: expected at least one character, got an empty string".into());
+        }
+        if text.len() > max {
+            return Err(format!("cmd: expected at most {max} bytes, got {}", text.len()).into());
+        }
+        let forbidden = text.bytes().find_map(|byte| match byte {
+            b'\r' => Some("a carriage return"),
+            b'\n' => Some("a line feed"),
+            0 => Some("a NUL"),
+            _ => None,
+        });
+        if let Some(found) = forbidden {
+            return Err(format!("cmd: expected one line, got {found} inside it").into());
+        }
+        let mut bytes = Vec::with_capacity(text.len() + ending.bytes().len());
+        bytes.extend_from_slice(text.as_bytes());
+        bytes.extend_from_slice(ending.bytes());
+        Ok(Self(bytes.into_boxed_slice()))
+    }
+
+    /// What goes on the wire.
+    pub fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+/// One command, checked, for one device.
+#[derive(Debug, Clone)]
+pub struct Command {
+    /// The device it is for.
+    pub address: Address,
+    /// What the device is to read.
+    pub line: Line,
+    /// It is not written after this moment.
+    pub expires: Instant,
+    /// What to do when the device is not connected.
+    pub if_offline: IfOffline,
+}
+
+/// What became of a command. A closed set: receipts, metrics, logs and docs use these words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// The kernel took every byte of the line.
+    Written,
+    /// The device was not connected; nothing was written.
+    Offline,
+    /// The ttl ended before the write.
+    Expired,
+    /// It cannot be decoded, or cannot be one line.
+    Invalid,
+    /// The device does not read, and there is no room for one more to wait for it.
+    Overloaded,
+    /// The link broke after a part of the line was written.
+    Uncertain,
+}
+
+/// What the AMQP message of a command is owed, once its outcome is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Disposition {
+    /// Acknowledge it.
+    Ack,
+    /// Publish it to the undelivered exchange, confirmed, and acknowledge it then.
+    Undelivered,
+}
+
+impl Outcome {
+    /// Every outcome there is.
+    pub const ALL: [Self; 6] = [
+        Self::Written,
+        Self::Offline,
+        Self::Expired,
+        Self::Invalid,
+        Self::Overloaded,
+        Self::Uncertain,
+    ];
+
+    /// The word for it.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Written => "written",
+            Self::Offline => "offline",
+            Self::Expired => "expired",
+            Self::Invalid => "invalid",
+            Self::Overloaded => "overloaded",
+            Self::Uncertain => "uncertain",
+        }
+    }
+
+    /// Whether the sender may count the command as delivered.
+    pub fn is_delivered(self) -> bool {
+        match self {
+            Self::Written => true,
+            Self::Offline
+            | Self::Expired
+            | Self::Invalid
+            | Self::Overloaded
+            | Self::Uncertain => false,
+        }
+    }
+
+    /// What the message is owed, given what its command wants when the device is not there.
+    pub fn disposition(self, if_offline: IfOffline) -> Disposition {
+        match (self, if_offline) {
+            (Self::Written, _) => Disposition::Ack,
+            (Self::Expired | Self::Invalid, _) => Disposition::Undelivered,
+            (Self::Offline | Self::Overloaded | Self::Uncertain, IfOffline::Reject) => {
+                Disposition::Undelivered
+            }
+            (Self::Offline | Self::Overloaded | Self::Uncertain, IfOffline::Drop) => {
+                Disposition::Ack
+            }
+        }
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.label())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn an_address_is_canonical() {
+        let same = [("::ffff:10.0.0.7", "10.0.0.7"), ("0:0::1", "::1"), ("pump-1", "pump-1")];
+        for (given, shown) in same {
+            assert_eq!(Address::parse(given).map(|a| a.to_string()), Ok(shown.to_owned()));
+        }
+        for wrong in ["", "a\nb", &"x".repeat(ADDRESS_MAX + 1)] {
+            assert!(Address::parse(wrong).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_one_line_is_refused_and_says_why() {
+        let check = |text: &str, expected: &str| {
+            let reason = Line::encode(text, LineEnding::Crlf, 8).expect_err("not a line");
+            assert_eq!(reason, expected);
+        };
+        check("a\rb", "cmd: expected one line, got a carriage return inside it");
+        check("a\nb", "cmd: expected one line, got a line feed inside it");
+        check("ab\n", "cmd: expected one line, got a line feed inside it");
+        check("a\0b", "cmd: expected one line, got a NUL inside it");
+        check("123456789", "cmd: expected at most 8 bytes, got 9");
+        check("", "cmd: expected at least one character, got an empty string");
+    }
+
+    proptest! {
+        #[test]
+        fn a_line_ends_once_and_only_at_its_end(text in any::<String>(), crlf in any::<bool>()) {
+            let ending = if crlf { LineEnding::Crlf } else { LineEnding::Lf };
+            if let Ok(line) = Line::encode(&text, ending, 64) {
+                let body = line.bytes().strip_suffix(ending.bytes()).expect("ends with its ending");
+                prop_assert_eq!(body, text.as_bytes());
+                prop_assert!(!body.iter().any(|byte| matches!(byte, b'\r' | b'\n' | 0)));
+            } else {
+                prop_assert!(text.is_empty() || text.len() > 64 || text.contains(['\r', '\n', '\0']));
+            }
+        }
+    }
+
+    #[test]
+    fn only_a_written_command_is_acknowledged_without_a_trace() {
+        for outcome in Outcome::ALL {
+            let acked = outcome.disposition(IfOffline::Reject) == Disposition::Ack;
+            assert_eq!(acked, outcome.is_delivered(), "{outcome}");
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! The device side: how a TCP connection becomes a device, and what it goes through.
+//!
+//! ```text
+//! accept -> Identified(address) -> Registry::admit -> Session::run -> EndReason -> Registry::remove
+//!                                       |                 ^
+//!                              presence: online     offers from the router
+//! ```
+//!
+//! One task a device. A device without waiting commands and without half a line holds no buffer.
+
+mod framing;
+mod lane;
+mod listener;
+mod registry;
+mod session;
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::time::Duration;
+
+pub(crate) use lane::Waits;
+pub use listener::Listener;
+pub use registry::Registry;
+pub(crate) use session::Offer;
+pub use session::{Session, Snapshot};
+
+use crate::metrics::Metrics;
+use crate::report::Reporter;
+use crate::uplink::Uplink;
+
+/// What every session needs, shared by all of them.
+#[derive(Debug)]
+pub struct Devices {
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) reporter: Arc<Reporter>,
+    /// Where lines go; none if they are not wanted.
+    pub(crate) uplink: Option<Arc<Uplink>>,
+    pub(crate) metrics: Metrics,
+    /// Orders that wait in lanes, all devices together.
+    pub(crate) waiting: AtomicUsize,
+    pub(crate) line_max: usize,
+    pub(crate) lane_max: usize,
+    pub(crate) write_timeout: Duration,
+}
+
+/// Why a device's connection ended. A closed set: events, metrics, logs and docs use these words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EndReason {
+    /// The device closed it.
+    Closed,
+    /// The device, or something on the way, reset it.
+    Reset,
+    /// The device answered neither keepalive probes nor data.
+    Timeout,
+    /// The device's socket did not take a line for `DEVICE_WRITE_TIMEOUT`.
+    WriteTimeout,
+    /// The device sent a line longer than `DEVICE_LINE_MAX`.
+    LineTooLong,
+    /// A newer connection of the same address took its place.
+    Replaced,
+    /// The bridge is shutting down.
+    Shutdown,
+    /// The socket failed in another way, which the log names.
+    Error,
+}
+
+impl EndReason {
+    /// Every reason there is.
+    pub const ALL: [Self; 8] = [
+        Self::Closed,
+        Self::Reset,
+        Self::Timeout,
+        Self::WriteTimeout,
+        Self::LineTooLong,
+        Self::Replaced,
+        Self::Shutdown,
+        Self::Error,
+    ];
+
+    /// The word for it.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Closed => "closed",
+            Self::Reset => "reset",
+            Self::Timeout => "timeout",
+            Self::WriteTimeout => "write_timeout",
+            Self::LineTooLong => "line_too_long",
+            Self::Replaced => "replaced",
+            Self::Shutdown => "shutdown",
+            Self::Error => "error",
+        }
+    }
+
+    /// What it means for a command that waited for the device, as the second half of a sentence.
+    fn explained(self) -> &'static str {
+        match self {
+            Self::Closed => "the device closed the connection",
+            Self::Reset => "the connection was reset",
+            Self::Timeout => "the device no longer answered",
+            Self::WriteTimeout => "the device did not read in time and was disconnected",
+            Self::LineTooLong => "the device sent too long a line and was disconnected",
+            Self::Replaced => "a newer connection of the device took its place",
+            Self::Shutdown => "the bridge is shutting down",
+            Self::Error => "the connection failed",
+        }
+    }
+
+    fn from_error(error: &io::Error) -> Self {
+        if error.kind() == io::ErrorKind::TimedOut {
+            return Self::Timeout;
+        }
+        let reset = [io::ErrorKind::ConnectionReset, io::ErrorKind::BrokenPipe, io::ErrorKind::ConnectionAborted];
+        if reset.contains(&error.kind()) { Self::Reset } else { Self::Error }
+    }
+}
+
+impl fmt::Display for EndReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.label())
+    }
+}

@@ -1,0 +1,245 @@
+//! `Lane`: the commands that wait for one device, in order, and how far the first is written.
+//!
+//! Pure: no socket, and the time is an argument. The lane is empty while the device keeps up; the
+//! session and the router reach it through the session's lock.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// What can wait in a lane.
+pub(crate) trait Waits {
+    /// The bytes to write.
+    fn bytes(&self) -> &[u8];
+    /// After this moment it is no longer written.
+    fn expires(&self) -> Instant;
+    /// Whether writing it still makes sense to anyone.
+    fn is_wanted(&self) -> bool;
+}
+
+/// The commands that wait for one device.
+#[derive(Debug)]
+pub(crate) struct Lane<T> {
+    waiting: VecDeque<T>,
+    /// Bytes of the first one that the socket has taken.
+    written: usize,
+    /// When the first one became the first.
+    head_since: Instant,
+}
+
+/// What to do about the head of the lane.
+#[derive(Debug)]
+pub(crate) enum Head<'a, T> {
+    /// Nothing waits.
+    Empty,
+    /// These bytes are next.
+    Write(&'a [u8]),
+    /// This one left the lane: its time ran out before its first byte was written.
+    Expired(T),
+    /// This one left the lane: nobody wants it any more.
+    Unwanted(T),
+}
+
+impl<T: Waits> Lane<T> {
+    /// An empty lane. It holds no memory until something waits.
+    pub(crate) fn new(now: Instant) -> Self {
+        Self { waiting: VecDeque::new(), written: 0, head_since: now }
+    }
+
+    /// How many wait.
+    pub(crate) fn len(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// Whether none waits.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    /// Lets one more wait, of which `written` bytes are already on their way. Only one that is
+    /// alone can have begun.
+    pub(crate) fn push(&mut self, item: T, written: usize, now: Instant) {
+        debug_assert!(written == 0 || self.waiting.is_empty());
+        debug_assert!(written < item.bytes().len());
+        if self.waiting.is_empty() {
+            self.head_since = now;
+            self.written = written;
+        }
+        self.waiting.push_back(item);
+    }
+
+    /// What is to be done next. One that has begun is always finished: half a line would spoil the next.
+    pub(crate) fn head(&mut self, now: Instant) -> Head<'_, T> {
+        let Some(first) = self.waiting.front() else { return Head::Empty };
+        if self.written == 0 {
+            let (expired, unwanted) = (first.expires() <= now, !first.is_wanted());
+            if (expired || unwanted) && let Some(first) = self.next_head(now) {
+                return if unwanted { Head::Unwanted(first) } else { Head::Expired(first) };
+            }
+        }
+        match self.waiting.front() {
+            Some(first) => Head::Write(first.bytes().get(self.written..).unwrap_or_default()),
+            None => Head::Empty,
+        }
+    }
+
+    /// Notes that the socket took `bytes` of the head; gives the head back when that was all of it.
+    pub(crate) fn wrote(&mut self, bytes: usize, now: Instant) -> Option<T> {
+        self.written += bytes;
+        let first = self.waiting.front()?;
+        debug_assert!(self.written <= first.bytes().len());
+        if self.written < first.bytes().len() { None } else { self.next_head(now) }
+    }
+
+    /// The moment at which the device has taken too long over the head, if one waits.
+    pub(crate) fn deadline(&self, limit: Duration) -> Option<Instant> {
+        (!self.waiting.is_empty()).then(|| self.head_since + limit)
+    }
+
+    /// Empties the lane: the one that is partly written, if any, and the others in order.
+    pub(crate) fn take(&mut self) -> (Option<T>, VecDeque<T>) {
+        let mut waiting = std::mem::take(&mut self.waiting);
+        let begun = (self.written > 0).then(|| waiting.pop_front()).flatten();
+        self.written = 0;
+        (begun, waiting)
+    }
+
+    /// Takes out, in order, all but the one that is partly written.
+    pub(crate) fn take_unwritten(&mut self) -> VecDeque<T> {
+        let begun = usize::from(self.written > 0);
+        self.waiting.split_off(begun.min(self.waiting.len()))
+    }
+
+    fn next_head(&mut self, now: Instant) -> Option<T> {
+        let first = self.waiting.pop_front();
+        self.written = 0;
+        self.head_since = now;
+        if self.waiting.is_empty() {
+            // An idle device owns no buffer.
+            self.waiting = VecDeque::new();
+        }
+        first
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[derive(Debug, Clone, PartialEq)]
+    struct Item {
+        text: String,
+        expires: Instant,
+        wanted: bool,
+    }
+
+    impl Waits for Item {
+        fn bytes(&self) -> &[u8] {
+            self.text.as_bytes()
+        }
+        fn expires(&self) -> Instant {
+            self.expires
+        }
+        fn is_wanted(&self) -> bool {
+            self.wanted
+        }
+    }
+
+    fn item(text: &str, expires: Instant) -> Item {
+        Item { text: text.to_owned(), expires, wanted: true }
+    }
+
+    /// Writes at most `room` bytes of the lane, as a socket would.
+    fn drain(lane: &mut Lane<Item>, mut room: usize, now: Instant, wire: &mut String) -> Vec<(Item, &'static str)> {
+        let mut left = Vec::new();
+        loop {
+            match lane.head(now) {
+                Head::Empty => return left,
+                Head::Expired(item) => left.push((item, "expired")),
+                Head::Unwanted(item) => left.push((item, "unwanted")),
+                Head::Write(bytes) => {
+                    let taken = bytes.len().min(room);
+                    wire.push_str(std::str::from_utf8(&bytes[..taken]).expect("ASCII"));
+                    room -= taken;
+                    if taken == 0 {
+                        return left;
+                    }
+                    left.extend(lane.wrote(taken, now).map(|item| (item, "written")));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn one_that_has_begun_is_finished_even_if_its_time_runs_out() {
+        let now = Instant::now();
+        let later = now + Duration::from_secs(2);
+        let mut lane = Lane::new(now);
+        lane.push(item("abc", now + Duration::from_secs(1)), 1, now);
+        lane.push(item("def", now + Duration::from_secs(1)), 0, now);
+        let mut wire = String::new();
+        let left = drain(&mut lane, 100, later, &mut wire);
+        assert_eq!(wire, "bc");
+        assert_eq!(left.iter().map(|(_, fate)| *fate).collect::<Vec<_>>(), ["written", "expired"]);
+        assert_eq!(lane.waiting.capacity(), 0, "an idle lane holds no memory");
+    }
+
+    #[test]
+    fn taking_all_tells_the_begun_one_apart() {
+        let now = Instant::now();
+        let mut lane = Lane::new(now);
+        for text in ["abc", "def", "ghi"] {
+            lane.push(item(text, now + Duration::from_secs(9)), 0, now);
+        }
+        assert_eq!(lane.wrote(2, now), None);
+        let (begun, rest) = lane.take();
+        assert_eq!(begun.map(|item| item.text), Some("abc".to_owned()));
+        assert_eq!(rest.len(), 2);
+        assert!(lane.is_empty() && lane.deadline(Duration::ZERO).is_none());
+    }
+
+    #[test]
+    fn the_deadline_counts_from_when_the_head_became_the_head() {
+        let now = Instant::now();
+        let second = Duration::from_secs(1);
+        let mut lane = Lane::new(now);
+        lane.push(item("a", now + 60 * second), 0, now + second);
+        lane.push(item("b", now + 60 * second), 0, now + 2 * second);
+        assert_eq!(lane.deadline(10 * second), Some(now + 11 * second));
+        assert!(lane.wrote(1, now + 5 * second).is_some());
+        assert_eq!(lane.deadline(10 * second), Some(now + 15 * second));
+    }
+
+    proptest! {
+        #[test]
+        fn whole_lines_in_order_and_every_item_leaves_once(
+            items in prop::collection::vec((1usize..9, 0u64..10, any::<bool>()), 1..30),
+            rooms in prop::collection::vec(0usize..12, 1..60),
+        ) {
+            let start = Instant::now();
+            let mut lane = Lane::new(start);
+            for (index, (len, expires, wanted)) in items.iter().enumerate() {
+                let letter = char::from(b'a' + u8::try_from(index % 26).expect("below 26"));
+                let mut item = item(&letter.to_string().repeat(*len), start + Duration::from_secs(*expires));
+                item.wanted = *wanted;
+                lane.push(item, 0, start);
+            }
+            let (mut wire, mut left) = (String::new(), Vec::new());
+            for (second, room) in rooms.iter().enumerate() {
+                left.extend(drain(&mut lane, *room, start + Duration::from_secs(second as u64), &mut wire));
+            }
+            let (begun, rest) = lane.take();
+            prop_assert_eq!(left.len() + usize::from(begun.is_some()) + rest.len(), items.len());
+            let mut whole: String = left.iter().filter(|(_, fate)| *fate == "written").map(|(item, _)| item.text.clone()).collect();
+            if let Some(begun) = begun {
+                let part = wire.len() - whole.len();
+                prop_assert!(part > 0 && part < begun.text.len());
+                whole.push_str(&begun.text[..part]);
+            }
+            prop_assert_eq!(wire, whole);
+        }
+    }
+}

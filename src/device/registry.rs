@@ -1,0 +1,113 @@
+//! `Registry`: which session holds which address.
+//!
+//! Admitting and removing are each one critical section, in which the change is also told to
+//! `Presence`: so events come in the order of what happened, and the end of an old connection never
+//! overtakes the beginning of the next. An entry is removed only by the epoch that made it.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::session::Session;
+use super::EndReason;
+use crate::broker::Moment;
+use crate::command::Address;
+use crate::metrics::Metrics;
+use crate::presence::{Change, Presence};
+
+/// The devices that are connected.
+#[derive(Debug)]
+pub struct Registry {
+    presence: Arc<Presence>,
+    metrics: Metrics,
+    /// Held for a lookup or one change, never across an await. Lock order: this, then a session's.
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    sessions: HashMap<Address, Arc<Session>>,
+    last_epoch: u64,
+    closed: bool,
+}
+
+impl Registry {
+    /// An empty registry that reports to `presence`.
+    pub(crate) fn new(presence: Arc<Presence>, metrics: Metrics) -> Self {
+        Self { presence, metrics, state: Mutex::default() }
+    }
+
+    /// The session of `address`, if it is connected.
+    pub(crate) fn find(&self, address: &Address) -> Option<Arc<Session>> {
+        self.lock().sessions.get(address).cloned()
+    }
+
+    /// Takes up a new connection, which `session` makes for the epoch it is given. An older one of
+    /// the same address is closed, and what waited for it unwritten waits for the new one. None once
+    /// the registry is closed.
+    pub(crate) fn admit(&self, session: impl FnOnce(u64) -> Session) -> Option<Arc<Session>> {
+        let now = Moment::now();
+        let mut state = self.lock();
+        if state.closed {
+            return None;
+        }
+        // Microseconds since 1970, or one more than the last: epochs grow across restarts too.
+        state.last_epoch = (state.last_epoch + 1).max(now.wall_ms.saturating_mul(1000));
+        let session = Arc::new(session(state.last_epoch));
+        if let Some(old) = state.sessions.insert(session.address().clone(), Arc::clone(&session)) {
+            session.inherit(old.supersede(), now.mono);
+            self.presence.changed(offline(&old, EndReason::Replaced, now));
+        }
+        self.presence.changed(Change { online: true, reason: "connected", ..offline(&session, EndReason::Closed, now) });
+        self.metrics.device_connected(state.sessions.len());
+        Some(session)
+    }
+
+    /// Removes `session`, if it is still the one of its address.
+    pub(crate) fn remove(&self, session: &Session, reason: EndReason) {
+        let mut state = self.lock();
+        let is_mine = state.sessions.get(session.address()).is_some_and(|held| held.epoch() == session.epoch());
+        if is_mine {
+            state.sessions.remove(session.address());
+            self.presence.changed(offline(session, reason, Moment::now()));
+            self.metrics.devices(state.sessions.len());
+        }
+    }
+
+    /// Admits nobody any more and gives all sessions.
+    pub(crate) fn close(&self) -> Vec<Arc<Session>> {
+        let mut state = self.lock();
+        state.closed = true;
+        state.sessions.values().cloned().collect()
+    }
+
+    /// Up to `limit` sessions in the order of their addresses, from behind `after`; and how many
+    /// devices are connected in all.
+    pub fn page(&self, after: Option<&Address>, limit: usize) -> (Vec<Arc<Session>>, usize) {
+        let (mut sessions, total) = {
+            let state = self.lock();
+            let behind = |session: &&Arc<Session>| after.is_none_or(|after| session.address() > after);
+            (state.sessions.values().filter(behind).cloned().collect::<Vec<_>>(), state.sessions.len())
+        };
+        if limit < sessions.len() {
+            sessions.select_nth_unstable_by(limit, |a, b| a.address().cmp(b.address()));
+            sessions.truncate(limit);
+        }
+        sessions.sort_unstable_by(|a, b| a.address().cmp(b.address()));
+        (sessions, total)
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn offline(session: &Session, reason: EndReason, now: Moment) -> Change {
+    Change {
+        address: session.address().clone(),
+        epoch: session.epoch(),
+        online: false,
+        at_ms: now.wall_ms,
+        reason: reason.label(),
+        peer: session.peer(),
+    }
+}

@@ -1,0 +1,124 @@
+//! The HTTP side: is it alive, is it ready, its metrics, and the devices it holds.
+//!
+//! It reads what others own and changes nothing. By default it listens on loopback only.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use axum::extract::{Query, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use serde::{Deserialize, Serialize};
+use tracing::error;
+
+use crate::command::Address;
+use crate::device::{Registry, Session};
+use crate::metrics::Metrics;
+use crate::timestamp;
+
+/// Devices on a page unless `limit` says otherwise, and at most: a page is made in memory.
+const PAGE: usize = 100;
+const PAGE_MAX: usize = 10_000;
+
+/// What the handlers read.
+#[derive(Debug, Clone)]
+pub(crate) struct HttpState {
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) metrics: Metrics,
+    pub(crate) bridge: Arc<str>,
+    pub(crate) consuming: Arc<AtomicBool>,
+    pub(crate) draining: Arc<AtomicBool>,
+}
+
+/// Serves until it is aborted.
+pub(crate) async fn serve(listener: tokio::net::TcpListener, state: HttpState) {
+    let app = Router::new()
+        .route("/livez", get(async || "alive\n"))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(metrics))
+        .route("/devices", get(devices))
+        .with_state(state);
+    if let Err(error) = axum::serve(listener, app).await {
+        error!(%error, "HTTP has ended.");
+    }
+}
+
+async fn readyz(State(state): State<HttpState>) -> (StatusCode, &'static str) {
+    if state.draining.load(Ordering::Relaxed) {
+        (StatusCode::SERVICE_UNAVAILABLE, "draining\n")
+    } else if state.consuming.load(Ordering::Relaxed) {
+        (StatusCode::OK, "ready\n")
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, "not consuming: no connection to the broker\n")
+    }
+}
+
+async fn metrics(State(state): State<HttpState>) -> impl IntoResponse {
+    const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    ([(header::CONTENT_TYPE, OPEN_METRICS)], state.metrics.encode())
+}
+
+#[derive(Deserialize)]
+struct Page {
+    limit: Option<usize>,
+    after: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Devices {
+    bridge: String,
+    total: usize,
+    devices: Vec<Device>,
+    /// `after` for the next page, if there is one.
+    next: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Device {
+    address: String,
+    epoch: u64,
+    peer: String,
+    since: String,
+    last_seen: String,
+    lane: usize,
+    commands: u64,
+    lines: u64,
+}
+
+async fn devices(State(state): State<HttpState>, Query(page): Query<Page>) -> Response {
+    let limit = page.limit.unwrap_or(PAGE);
+    if !(1..=PAGE_MAX).contains(&limit) {
+        return bad_request(format!("limit: expected 1 to {PAGE_MAX}, got {limit}\n"));
+    }
+    let after = match page.after.as_deref().map(Address::parse).transpose() {
+        Ok(after) => after,
+        Err(reason) => return bad_request(format!("after: {reason}\n")),
+    };
+    // One more than asked for tells whether there is a next page.
+    let (mut sessions, total) = state.registry.page(after.as_ref(), limit + 1);
+    let more = sessions.len() > limit;
+    sessions.truncate(limit);
+    let next = sessions.last().filter(|_| more).map(|session| session.address().to_string());
+    let devices = sessions.iter().map(|session| device(session)).collect();
+    Json(Devices { bridge: state.bridge.to_string(), total, devices, next }).into_response()
+}
+
+fn bad_request(text: String) -> Response {
+    (StatusCode::BAD_REQUEST, text).into_response()
+}
+
+fn device(session: &Session) -> Device {
+    let now = session.snapshot();
+    Device {
+        address: session.address().to_string(),
+        epoch: session.epoch(),
+        peer: session.peer().to_string(),
+        since: timestamp::rfc3339(now.since_ms),
+        last_seen: timestamp::rfc3339(now.last_seen_ms),
+        lane: now.lane,
+        commands: now.commands,
+        lines: now.lines,
+    }
+}

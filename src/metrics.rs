@@ -1,0 +1,254 @@
+//! Every metric: its name, help text and labels, and the one place that counts.
+//!
+//! To add one: a field, its registration in `new`, a method that says what happened, and the line in
+//! README.md's table. No metric has a label whose values devices or senders could make up.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+
+use crate::command::Outcome;
+use crate::device::EndReason;
+
+/// Which of the two broker connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Link {
+    /// The one that consumes commands and acknowledges them.
+    Consumer,
+    /// The one that publishes receipts, events and undelivered commands.
+    Publisher,
+}
+
+impl Link {
+    /// The word for it, in metrics and logs.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Consumer => "consumer",
+            Self::Publisher => "publisher",
+        }
+    }
+}
+
+type Labels = [(&'static str, &'static str); 1];
+
+/// The bridge's metrics. A clone is a handle to the same ones.
+#[derive(Debug, Clone)]
+pub struct Metrics(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    registry: Registry,
+    commands: [Counter; Outcome::ALL.len()],
+    from_publish: Histogram,
+    from_arrival: Histogram,
+    unsettled: Gauge,
+    undelivered: Counter,
+    settlements_forgotten: Counter,
+    devices_connected: Gauge,
+    connections: Counter,
+    connections_ended: [Counter; EndReason::ALL.len()],
+    accept_errors: Counter,
+    lane_commands: Gauge,
+    uplink_lines: Counter,
+    uplink_dropped: Counter,
+    broker_up: [Gauge; 2],
+    broker_blocked: Gauge,
+}
+
+impl Metrics {
+    /// All of them, at zero.
+    pub fn new() -> Self {
+        let mut registry = Registry::with_prefix("rabbitline");
+        let r = &mut registry;
+        let commands = counters(r, "commands", "Commands by outcome.", "outcome", Outcome::ALL.map(Outcome::label));
+        let connections_ended = counters(
+            r,
+            "connections_ended",
+            "Device connections that ended, by reason.",
+            "reason",
+            EndReason::ALL.map(EndReason::label),
+        );
+        let broker_up = Family::<Labels, Gauge>::default();
+        r.register("broker_up", "Whether each of the two broker connections works.", broker_up.clone());
+        let broker_up = [Link::Consumer, Link::Publisher]
+            .map(|link| broker_up.get_or_create_owned(&[("connection", link.label())]));
+        let inner = Inner {
+            commands,
+            from_publish: seconds(r, "delivery_seconds_from_publish", "From publication to the write, for written commands whose message says when it was published (whole seconds unless it has a timestamp_in_ms header)."),
+            from_arrival: seconds(r, "delivery_seconds_from_arrival", "From arrival at the bridge to the write, for written commands."),
+            unsettled: gauge(r, "unsettled", "Deliveries in hand whose fate is not settled."),
+            undelivered: counter(r, "undelivered", "Commands published to the undelivered exchange and confirmed there."),
+            settlements_forgotten: counter(r, "settlements_forgotten", "Deliveries dropped unsettled, which is a bug; they are delivered again."),
+            devices_connected: gauge(r, "devices_connected", "Devices connected now."),
+            connections: counter(r, "connections", "Device connections taken up."),
+            connections_ended,
+            accept_errors: counter(r, "accept_errors", "Failures to accept a connection, for lack of file descriptors above all."),
+            lane_commands: gauge(r, "lane_commands", "Commands that wait in lanes for devices that do not read."),
+            uplink_lines: counter(r, "uplink_lines", "Lines received from devices."),
+            uplink_dropped: counter(r, "uplink_dropped", "Lines dropped because the broker was away or slow for too long."),
+            broker_up,
+            broker_blocked: gauge(r, "broker_blocked", "Whether the broker blocks publishers (memory or disk alarm)."),
+            registry,
+        };
+        Self(Arc::new(inner))
+    }
+
+    /// All of them in the Prometheus text format.
+    pub fn encode(&self) -> String {
+        let mut text = String::new();
+        // Writing to a String cannot fail.
+        let written = prometheus_client::encoding::text::encode(&mut text, &self.0.registry);
+        debug_assert!(written.is_ok());
+        text
+    }
+
+    /// The fate of a command is known.
+    pub fn command(&self, outcome: Outcome) {
+        if let Some(counter) = Outcome::ALL.iter().position(|o| *o == outcome).and_then(|i| self.0.commands.get(i)) {
+            counter.inc();
+        }
+    }
+
+    /// A command was written, this long after each beginning.
+    pub fn delivered(&self, from_publish: Option<Duration>, from_arrival: Duration) {
+        if let Some(duration) = from_publish {
+            self.0.from_publish.observe(duration.as_secs_f64());
+        }
+        self.0.from_arrival.observe(from_arrival.as_secs_f64());
+    }
+
+    /// So many deliveries are in hand.
+    pub fn unsettled(&self, count: usize) {
+        self.0.unsettled.set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    /// A command went to the undelivered exchange.
+    pub fn undelivered(&self) {
+        self.0.undelivered.inc();
+    }
+
+    /// A delivery was dropped unsettled.
+    pub fn settlement_forgotten(&self) {
+        self.0.settlements_forgotten.inc();
+    }
+
+    /// A device connection was taken up; so many are connected now.
+    pub fn device_connected(&self, now: usize) {
+        self.0.connections.inc();
+        self.devices(now);
+    }
+
+    /// A device connection ended.
+    pub fn device_ended(&self, reason: EndReason) {
+        if let Some(counter) = EndReason::ALL.iter().position(|r| *r == reason).and_then(|i| self.0.connections_ended.get(i)) {
+            counter.inc();
+        }
+    }
+
+    /// So many devices are connected now.
+    pub fn devices(&self, now: usize) {
+        self.0.devices_connected.set(i64::try_from(now).unwrap_or(i64::MAX));
+    }
+
+    /// A connection could not be accepted.
+    pub fn accept_error(&self) {
+        self.0.accept_errors.inc();
+    }
+
+    /// The commands in lanes became more or fewer by so many.
+    pub fn lanes_changed(&self, by: i64) {
+        self.0.lane_commands.inc_by(by);
+    }
+
+    /// A device sent a line.
+    pub fn uplink_line(&self) {
+        self.0.uplink_lines.inc();
+    }
+
+    /// A line of a device was dropped.
+    pub fn uplink_dropped(&self) {
+        self.0.uplink_dropped.inc();
+    }
+
+    /// A broker connection works, or does not.
+    pub fn broker_up(&self, link: Link, up: bool) {
+        let [consumer, publisher] = &self.0.broker_up;
+        let gauge = match link {
+            Link::Consumer => consumer,
+            Link::Publisher => publisher,
+        };
+        gauge.set(i64::from(up));
+    }
+
+    /// The broker blocks publishers, or does not.
+    pub fn broker_blocked(&self, blocked: bool) {
+        self.0.broker_blocked.set(i64::from(blocked));
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// 50 µs to 26 s in steps of two: a local write takes tens of microseconds, a write deadline seconds.
+fn seconds(registry: &mut Registry, name: &str, help: &str) -> Histogram {
+    let buckets = prometheus_client::metrics::histogram::exponential_buckets(0.000_05, 2.0, 20);
+    let histogram = Histogram::new(buckets);
+    registry.register(name, help, histogram.clone());
+    histogram
+}
+
+fn counter(registry: &mut Registry, name: &str, help: &str) -> Counter {
+    let counter = Counter::default();
+    registry.register(name, help, counter.clone());
+    counter
+}
+
+fn gauge(registry: &mut Registry, name: &str, help: &str) -> Gauge {
+    let gauge = Gauge::default();
+    registry.register(name, help, gauge.clone());
+    gauge
+}
+
+fn counters<const N: usize>(
+    registry: &mut Registry,
+    name: &str,
+    help: &str,
+    label: &'static str,
+    values: [&'static str; N],
+) -> [Counter; N] {
+    let family = Family::<Labels, Counter>::default();
+    registry.register(name, help, family.clone());
+    values.map(|value| family.get_or_create_owned(&[(label, value)]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_outcome_and_every_end_has_its_line_from_the_start() {
+        let metrics = Metrics::new();
+        metrics.command(Outcome::Expired);
+        metrics.device_ended(EndReason::Replaced);
+        let text = metrics.encode();
+        for outcome in Outcome::ALL {
+            let count = u8::from(outcome == Outcome::Expired);
+            let line = format!("rabbitline_commands_total{{outcome=\"{outcome}\"}} {count}\n");
+            assert!(text.contains(&line), "{line} in\n{text}");
+        }
+        for reason in EndReason::ALL {
+            let count = u8::from(reason == EndReason::Replaced);
+            let line = format!("rabbitline_connections_ended_total{{reason=\"{}\"}} {count}\n", reason.label());
+            assert!(text.contains(&line), "{line} in\n{text}");
+        }
+        assert!(text.contains("rabbitline_broker_up{connection=\"publisher\"} 0"));
+    }
+}

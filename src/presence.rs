@@ -1,0 +1,265 @@
+//! `Presence`: which devices came and went, kept until the broker has been told.
+//!
+//! The registry reports every connection and its end, in order, inside its own critical section; the
+//! publisher takes the events out one by one. Per address they alternate between online and offline
+//! and end in the truth. While the broker is away, memory stays bounded: an address keeps at most
+//! `PENDING_MAX` events, and what goes first is a connection that came and went unseen.
+
+use std::collections::{HashMap, VecDeque};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use serde::Serialize;
+use tokio::sync::Notify;
+
+use crate::command::Address;
+use crate::timestamp;
+
+/// Events kept for one address: the end of the connection readers know of, one more connection, and
+/// the present one, with one to spare.
+const PENDING_MAX: usize = 4;
+
+/// Addresses with events kept for the broker. Beyond it, connections that came and went while the
+/// broker was away are forgotten at once. At about 300 bytes each this bounds memory to 30 MB.
+const ADDRESSES_MAX: usize = 100_000;
+
+/// One change of one device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Change {
+    pub(crate) address: Address,
+    pub(crate) epoch: u64,
+    pub(crate) online: bool,
+    pub(crate) at_ms: u64,
+    pub(crate) reason: &'static str,
+    pub(crate) peer: SocketAddr,
+}
+
+#[derive(Serialize)]
+struct Event<'a> {
+    address: String,
+    online: bool,
+    epoch: u64,
+    bridge: &'a str,
+    seq: u64,
+    at: String,
+    reason: &'static str,
+    peer: String,
+}
+
+/// The changes the broker has not been told of.
+#[derive(Debug)]
+pub struct Presence {
+    bridge: Arc<str>,
+    work: Arc<Notify>,
+    /// Held for a few map operations at a time, never across an await.
+    board: Mutex<Board>,
+}
+
+impl Presence {
+    /// An empty board; `work` is told when there is something to publish.
+    pub(crate) fn new(bridge: Arc<str>, work: Arc<Notify>) -> Self {
+        Self { bridge, work, board: Mutex::new(Board::new(ADDRESSES_MAX)) }
+    }
+
+    /// Takes up a change.
+    pub(crate) fn changed(&self, change: Change) {
+        self.lock().push(change);
+        self.work.notify_one();
+    }
+
+    /// The next event to publish: the address it is about and its JSON.
+    pub(crate) fn next(&self) -> Option<(Address, Vec<u8>)> {
+        let (change, seq) = self.lock().pop()?;
+        let event = Event {
+            address: change.address.to_string(),
+            online: change.online,
+            epoch: change.epoch,
+            bridge: &self.bridge,
+            seq,
+            at: timestamp::rfc3339(change.at_ms),
+            reason: change.reason,
+            peer: change.peer.to_string(),
+        };
+        // Strings, numbers and a bool: this cannot fail.
+        Some((change.address, serde_json::to_vec(&event).unwrap_or_default()))
+    }
+
+    /// Whether everything has been taken out.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.lock().order.is_empty()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Board> {
+        self.board.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[derive(Debug)]
+struct Board {
+    pending: HashMap<Address, VecDeque<Change>>,
+    /// Addresses with something pending, each once.
+    order: VecDeque<Address>,
+    addresses_max: usize,
+    /// Grows by one with each event that is published, so it is given out at the last moment.
+    seq: u64,
+}
+
+impl Board {
+    fn new(addresses_max: usize) -> Self {
+        Self { pending: HashMap::new(), order: VecDeque::new(), addresses_max, seq: 0 }
+    }
+
+    fn push(&mut self, change: Change) {
+        let crowded = self.pending.len() > self.addresses_max;
+        let address = change.address.clone();
+        let pending = self.pending.entry(address.clone()).or_default();
+        if pending.is_empty() {
+            self.order.push_back(address.clone());
+        }
+        let ends_unseen = !change.online
+            && pending.back().is_some_and(|last| last.online && last.epoch == change.epoch);
+        if crowded && ends_unseen {
+            pending.pop_back();
+            if pending.is_empty() {
+                self.pending.remove(&address);
+                self.order.retain(|other| *other != address);
+            }
+            return;
+        }
+        pending.push_back(change);
+        if pending.len() > PENDING_MAX {
+            forget_one_connection(pending);
+        }
+    }
+
+    fn pop(&mut self) -> Option<(Change, u64)> {
+        let address = self.order.pop_front()?;
+        let pending = self.pending.get_mut(&address)?;
+        let change = pending.pop_front()?;
+        if pending.is_empty() {
+            self.pending.remove(&address);
+        } else {
+            self.order.push_back(address);
+        }
+        self.seq += 1;
+        Some((change, self.seq))
+    }
+}
+
+/// Drops the oldest connection that both began and ended unseen.
+fn forget_one_connection(pending: &mut VecDeque<Change>) {
+    let whole = |first: &Change, second: &Change| first.online && !second.online && first.epoch == second.epoch;
+    let found = pending.iter().zip(pending.iter().skip(1)).position(|(a, b)| whole(a, b));
+    if let Some(at) = found {
+        pending.drain(at..at + 2);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn change(device: u8, epoch: u64, online: bool) -> Change {
+        Change {
+            address: Address::from(std::net::IpAddr::from([127, 0, 0, device])),
+            epoch,
+            online,
+            at_ms: 0,
+            reason: "closed",
+            peer: SocketAddr::from(([127, 0, 0, device], 1)),
+        }
+    }
+
+    fn drain(board: &mut Board) -> Vec<(u64, bool)> {
+        std::iter::from_fn(|| board.pop()).map(|(change, _)| (change.epoch, change.online)).collect()
+    }
+
+    #[test]
+    fn nothing_is_left_out_while_the_publisher_keeps_up() {
+        let mut board = Board::new(10);
+        board.push(change(1, 1, true));
+        board.push(change(1, 1, false));
+        board.push(change(1, 2, true));
+        assert_eq!(drain(&mut board), [(1, true), (1, false), (2, true)]);
+    }
+
+    #[test]
+    fn a_long_outage_keeps_the_end_that_readers_wait_for_and_the_truth() {
+        let mut board = Board::new(10);
+        board.push(change(1, 1, false));
+        for epoch in 2..50 {
+            board.push(change(1, epoch, true));
+            board.push(change(1, epoch, false));
+        }
+        board.push(change(1, 50, true));
+        let events = drain(&mut board);
+        assert_eq!(events.first(), Some(&(1, false)));
+        assert_eq!(events.last(), Some(&(50, true)));
+        assert!(events.len() <= PENDING_MAX);
+    }
+
+    #[test]
+    fn a_crowd_that_came_and_went_unseen_costs_nothing() {
+        let mut board = Board::new(10);
+        for device in 0..200 {
+            board.push(change(device, 1, true));
+            board.push(change(device, 1, false));
+        }
+        assert!(board.pending.len() <= 12, "{}", board.pending.len());
+        assert_eq!(board.pending.len(), board.order.len());
+    }
+
+    #[test]
+    fn an_event_says_all_the_contract_names() {
+        let presence = Presence::new("b1".into(), Arc::new(Notify::new()));
+        presence.changed(change(7, 42, true));
+        let (address, json) = presence.next().expect("one event");
+        assert_eq!(address.to_string(), "127.0.0.7");
+        let event: serde_json::Value = serde_json::from_slice(&json).expect("JSON");
+        let expected = serde_json::json!({
+            "address": "127.0.0.7", "online": true, "epoch": 42, "bridge": "b1", "seq": 1,
+            "at": "1970-01-01T00:00:00.000Z", "reason": "closed", "peer": "127.0.0.7:1",
+        });
+        assert_eq!(event, expected);
+        assert!(presence.is_empty());
+    }
+
+    proptest! {
+        /// Devices come and go while events are taken out now and then: whatever is forgotten, each
+        /// device's events alternate, their epochs never fall, and the last one is the truth.
+        #[test]
+        fn events_alternate_and_end_in_the_truth(steps in prop::collection::vec((0u8..4, any::<bool>()), 1..300), max in 1usize..4) {
+            let mut board = Board::new(max);
+            let mut online = [false; 4];
+            let mut epochs = [0u64; 4];
+            let mut seen: [Vec<(u64, bool)>; 4] = Default::default();
+            let mut take = |board: &mut Board, seen: &mut [Vec<(u64, bool)>; 4]| {
+                while let Some((change, _)) = board.pop() {
+                    let Address::Ip(std::net::IpAddr::V4(ip)) = change.address else { panic!("an IPv4 device") };
+                    seen[usize::from(ip.octets()[3])].push((change.epoch, change.online));
+                }
+            };
+            for (device, is_take) in steps {
+                if is_take && device == 0 {
+                    take(&mut board, &mut seen);
+                    continue;
+                }
+                let index = usize::from(device);
+                online[index] = !online[index];
+                epochs[index] += u64::from(online[index]);
+                board.push(change(device, epochs[index], online[index]));
+            }
+            take(&mut board, &mut seen);
+            for index in 0..4 {
+                let mut last = (0, false);
+                for event in &seen[index] {
+                    prop_assert!(event.1 != last.1 && event.0 >= last.0, "{:?}", seen[index]);
+                    last = *event;
+                }
+                prop_assert_eq!(last.1, online[index]);
+            }
+        }
+    }
+}

@@ -1,0 +1,265 @@
+//! The kinds of value a setting can have, and how each is read from text.
+//!
+//! `Field` is what `envy` fills: it keeps the error instead of failing, so that one bad variable
+//! does not hide the next.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::num::NonZeroU16;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Deserializer};
+
+/// A value read from text, or what was expected instead.
+pub(super) struct Field<T>(Result<T, String>);
+
+impl<'de, T: Value> Deserialize<'de> for Field<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let shown = || if T::SECRET { "something else" } else { text.as_str() };
+        Ok(Self(T::read(&text).ok_or_else(|| format!("expected {}, got {}", T::expected(), shown()))))
+    }
+}
+
+impl<T> Field<T> {
+    /// The value; or a sentence in `errors` that names the variable.
+    pub(super) fn or_report(self, name: &str, errors: &mut Vec<String>) -> Option<T> {
+        match self.0 {
+            Ok(value) => Some(value),
+            Err(error) => {
+                errors.push(format!("{name}: {error}"));
+                None
+            }
+        }
+    }
+}
+
+/// Something a setting can be.
+pub(super) trait Value: Sized {
+    /// Whether an error may not show what was given.
+    const SECRET: bool = false;
+    /// What an error says was expected.
+    fn expected() -> &'static str;
+    /// The value of `text`, if it is one.
+    fn read(text: &str) -> Option<Self>;
+}
+
+impl Value for String {
+    fn expected() -> &'static str {
+        "text"
+    }
+    fn read(text: &str) -> Option<Self> {
+        Some(text.to_owned())
+    }
+}
+
+impl Value for PathBuf {
+    fn expected() -> &'static str {
+        "a path"
+    }
+    fn read(text: &str) -> Option<Self> {
+        Some(Self::from(text))
+    }
+}
+
+impl Value for u16 {
+    fn expected() -> &'static str {
+        "a whole number from 0 to 65535"
+    }
+    fn read(text: &str) -> Option<Self> {
+        text.parse().ok()
+    }
+}
+
+impl Value for NonZeroU16 {
+    fn expected() -> &'static str {
+        "a whole number from 1 to 65535"
+    }
+    fn read(text: &str) -> Option<Self> {
+        text.parse().ok()
+    }
+}
+
+impl Value for SocketAddr {
+    fn expected() -> &'static str {
+        "an IP address and a port, as in 0.0.0.0:8123 or [::]:8123"
+    }
+    fn read(text: &str) -> Option<Self> {
+        text.parse().ok()
+    }
+}
+
+/// The longest a duration may be: a year, so that adding one to the clock cannot overflow.
+const DURATION_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
+
+impl Value for Duration {
+    fn expected() -> &'static str {
+        "a duration above zero and up to a year, with a unit, as in 10s or 500ms"
+    }
+    fn read(text: &str) -> Option<Self> {
+        let duration = humantime::parse_duration(text).ok()?;
+        (!duration.is_zero() && duration <= DURATION_MAX).then_some(duration)
+    }
+}
+
+impl<T: Value> Value for Option<T> {
+    const SECRET: bool = T::SECRET;
+    fn expected() -> &'static str {
+        T::expected()
+    }
+    fn read(text: &str) -> Option<Self> {
+        if text.is_empty() { Some(None) } else { T::read(text).map(Some) }
+    }
+}
+
+/// Text that is never shown.
+#[derive(Clone)]
+pub struct Secret(String);
+
+impl Secret {
+    /// The text itself, for the one place that sends it.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<&str> for Secret {
+    fn from(text: &str) -> Self {
+        Self(text.to_owned())
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("(secret)")
+    }
+}
+
+impl Value for Secret {
+    const SECRET: bool = true;
+    fn expected() -> &'static str {
+        "text"
+    }
+    fn read(text: &str) -> Option<Self> {
+        Some(Self::from(text))
+    }
+}
+
+/// The longest line, in bytes, without its ending.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LineMax(pub usize);
+
+/// A line is kept whole in memory once per device, so a setting cannot ask for more than this.
+const LINE_MAX_LIMIT: usize = 1024 * 1024;
+
+impl Value for LineMax {
+    fn expected() -> &'static str {
+        "a number of bytes from 1 to 1048576"
+    }
+    fn read(text: &str) -> Option<Self> {
+        let bytes = text.parse().ok()?;
+        (1..=LINE_MAX_LIMIT).contains(&bytes).then_some(Self(bytes))
+    }
+}
+
+/// Declares a setting that is one of a few words.
+macro_rules! words {
+    ( $(#[$doc:meta])* $name:ident, $expected:literal; $( $(#[$vdoc:meta])* $variant:ident = $word:literal ),* $(,)? ) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub enum $name {
+            $( $(#[$vdoc])* $variant, )*
+        }
+
+        impl Value for $name {
+            fn expected() -> &'static str {
+                $expected
+            }
+            fn read(text: &str) -> Option<Self> {
+                match text {
+                    $( $word => Some(Self::$variant), )*
+                    _ => None,
+                }
+            }
+        }
+
+        impl $name {
+            /// The word itself.
+            pub fn word(self) -> &'static str {
+                match self {
+                    $( Self::$variant => $word, )*
+                }
+            }
+        }
+    };
+}
+
+words! {
+    /// On or off.
+    Switch, "`on` or `off`";
+    /// on
+    On = "on",
+    /// off
+    Off = "off",
+}
+
+impl Switch {
+    /// Whether it is on.
+    pub fn is_on(self) -> bool {
+        self == Self::On
+    }
+}
+
+words! {
+    /// The type of a queue that the bridge declares.
+    QueueType, "`classic` or `quorum`";
+    /// One node, fast.
+    Classic = "classic",
+    /// Replicated, survives the loss of a node.
+    Quorum = "quorum",
+}
+
+words! {
+    /// What ends a command line.
+    LineEnding, "`crlf` or `lf`";
+    /// `\r\n`
+    Crlf = "crlf",
+    /// `\n`
+    Lf = "lf",
+}
+
+impl LineEnding {
+    /// The bytes themselves.
+    pub fn bytes(self) -> &'static [u8] {
+        match self {
+            Self::Crlf => b"\r\n",
+            Self::Lf => b"\n",
+        }
+    }
+}
+
+words! {
+    /// How much proof makes a command delivered.
+    Confirm, "`written`, the only one so far";
+    /// The kernel took every byte of the line.
+    Written = "written",
+}
+
+words! {
+    /// What becomes of a command whose device is not connected.
+    IfOffline, "`reject` or `drop`";
+    /// It goes to the undelivered exchange.
+    Reject = "reject",
+    /// It is forgotten.
+    Drop = "drop",
+}
+
+words! {
+    /// How log lines look.
+    LogFormat, "`text` or `json`";
+    /// For people.
+    Text = "text",
+    /// For machines.
+    Json = "json",
+}

@@ -1,0 +1,100 @@
+//! `Settlement`: the duty to settle one AMQP delivery, exactly once.
+//!
+//! The consumer makes one for each delivery. Whoever learns the fate of the command consumes it.
+//! Dropping one unsettled is a bug: it is logged and counted, and the message, never acknowledged,
+//! is delivered again. A settlement outlives its AMQP channel harmlessly: the broker delivers
+//! again what a dead channel held, so there is then nothing left to settle.
+
+use tokio::sync::mpsc;
+use tracing::error;
+
+use crate::metrics::Metrics;
+
+/// The duty to settle one delivery.
+#[derive(Debug)]
+pub struct Settlement {
+    tag: u64,
+    verdicts: mpsc::Sender<u64>,
+    forgotten: Option<Metrics>,
+}
+
+impl Settlement {
+    /// The duty for the delivery `tag`. `verdicts` leads to the consumer that holds its channel and
+    /// has room for every delivery that can be unsettled at once.
+    pub fn new(tag: u64, verdicts: mpsc::Sender<u64>, metrics: Metrics) -> Self {
+        Self { tag, verdicts, forgotten: Some(metrics) }
+    }
+
+    /// Whether the channel still stands. If not, the broker delivers the message again, and doing
+    /// its work here too would do it twice.
+    pub fn is_live(&self) -> bool {
+        !self.verdicts.is_closed()
+    }
+
+    /// Settles it from any task: the consumer acknowledges the delivery.
+    pub fn settle(mut self) {
+        self.forgotten = None;
+        match self.verdicts.try_send(self.tag) {
+            Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => {}
+            Err(mpsc::error::TrySendError::Full(tag)) => {
+                error!(tag, "no room for a verdict, which must not happen; the message will be delivered again.");
+            }
+        }
+    }
+
+    /// Settles it inside the consumer, which acknowledges the tag itself.
+    pub fn settle_here(mut self) -> u64 {
+        self.forgotten = None;
+        self.tag
+    }
+
+    /// Gives the delivery back: unacknowledged, it is delivered again once its channel closes.
+    pub fn hand_back(mut self) {
+        self.forgotten = None;
+    }
+}
+
+impl Drop for Settlement {
+    fn drop(&mut self) {
+        if let Some(metrics) = self.forgotten.take() {
+            metrics.settlement_forgotten();
+            error!(tag = self.tag, "a delivery was dropped unsettled; it will be delivered again.");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_verdict_reaches_the_consumer_once() {
+        let (verdicts, mut consumer) = mpsc::channel(1);
+        let metrics = Metrics::new();
+        Settlement::new(7, verdicts.clone(), metrics.clone()).settle();
+        assert_eq!(consumer.recv().await, Some(7));
+        assert_eq!(Settlement::new(8, verdicts.clone(), metrics.clone()).settle_here(), 8);
+        Settlement::new(9, verdicts, metrics.clone()).hand_back();
+        assert_eq!(consumer.recv().await, None);
+        assert!(metrics.encode().contains("rabbitline_settlements_forgotten_total 0"));
+    }
+
+    #[test]
+    fn a_forgotten_one_is_counted_and_not_acknowledged() {
+        let (verdicts, mut consumer) = mpsc::channel(1);
+        let metrics = Metrics::new();
+        drop(Settlement::new(7, verdicts, metrics.clone()));
+        assert!(consumer.try_recv().is_err());
+        assert!(metrics.encode().contains("rabbitline_settlements_forgotten_total 1"));
+    }
+
+    #[test]
+    fn one_of_a_dead_channel_is_not_live_and_settles_to_nothing() {
+        let (verdicts, consumer) = mpsc::channel(1);
+        let settlement = Settlement::new(7, verdicts, Metrics::new());
+        assert!(settlement.is_live());
+        drop(consumer);
+        assert!(!settlement.is_live());
+        settlement.settle();
+    }
+}

@@ -1,0 +1,151 @@
+//! `Uplink`: lines from devices on their way to the broker.
+//!
+//! A bounded queue between the sessions, which never wait, and the publisher. When the broker is
+//! away or slow for too long the newest lines are dropped, counted, and said once in the log.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use base64::Engine;
+use serde::Serialize;
+use tokio::sync::Notify;
+use tracing::warn;
+
+use crate::broker::Moment;
+use crate::command::Address;
+use crate::metrics::Metrics;
+use crate::timestamp;
+
+/// What the queue may hold, in bytes of JSON: some 200,000 short lines, or ten seconds of 1,000
+/// devices that send 1,600 bytes each second.
+const QUEUE_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+#[derive(Serialize)]
+struct Event<'a> {
+    address: String,
+    epoch: u64,
+    bridge: &'a str,
+    at: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    line: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    line_base64: Option<String>,
+}
+
+/// Lines from devices, waiting to be published.
+#[derive(Debug)]
+pub struct Uplink {
+    bridge: Arc<str>,
+    work: Arc<Notify>,
+    metrics: Metrics,
+    bytes_max: usize,
+    /// Held for one push or pop, never across an await.
+    queue: Mutex<Queue>,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    events: VecDeque<(Address, Vec<u8>)>,
+    bytes: usize,
+    full: bool,
+}
+
+impl Uplink {
+    /// An empty queue; `work` is told when there is something to publish.
+    pub(crate) fn new(bridge: Arc<str>, work: Arc<Notify>, metrics: Metrics) -> Self {
+        Self { bridge, work, metrics, bytes_max: QUEUE_BYTES_MAX, queue: Mutex::default() }
+    }
+
+    /// Takes up a line that a device sent.
+    pub(crate) fn line(&self, address: &Address, epoch: u64, line: &[u8]) {
+        let text = std::str::from_utf8(line).ok();
+        let event = Event {
+            address: address.to_string(),
+            epoch,
+            bridge: &self.bridge,
+            at: timestamp::rfc3339(Moment::now().wall_ms),
+            line: text,
+            line_base64: text.is_none().then(|| base64::engine::general_purpose::STANDARD.encode(line)),
+        };
+        // Strings and a number: this cannot fail.
+        let json = serde_json::to_vec(&event).unwrap_or_default();
+        let mut queue = self.lock();
+        if queue.bytes + json.len() > self.bytes_max {
+            self.metrics.uplink_dropped();
+            if !std::mem::replace(&mut queue.full, true) {
+                warn!(bytes = queue.bytes, "uplink queue is full: lines from devices are dropped until the broker takes more.");
+            }
+            return;
+        }
+        queue.bytes += json.len();
+        queue.events.push_back((address.clone(), json));
+        drop(queue);
+        self.work.notify_one();
+    }
+
+    /// The next event to publish: the address it is about and its JSON.
+    pub(crate) fn next(&self) -> Option<(Address, Vec<u8>)> {
+        let mut queue = self.lock();
+        let event = queue.events.pop_front()?;
+        queue.bytes -= event.1.len();
+        // Said again only after the queue has had real room.
+        queue.full &= queue.bytes > self.bytes_max / 2;
+        Some(event)
+    }
+
+    /// Whether everything has been taken out.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.lock().events.is_empty()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn uplink(bytes_max: usize) -> Uplink {
+        let uplink = Uplink::new("b1".into(), Arc::new(Notify::new()), Metrics::new());
+        Uplink { bytes_max, ..uplink }
+    }
+
+    fn device() -> Address {
+        Address::parse("10.0.0.7").expect("an address")
+    }
+
+    fn next_json(uplink: &Uplink) -> serde_json::Value {
+        let (_, json) = uplink.next().expect("an event");
+        serde_json::from_slice(&json).expect("JSON")
+    }
+
+    #[test]
+    fn a_line_that_is_not_text_goes_out_as_base64() {
+        let uplink = uplink(QUEUE_BYTES_MAX);
+        uplink.line(&device(), 5, b"temp=21");
+        uplink.line(&device(), 5, b"\xff\x00");
+        let event = next_json(&uplink);
+        assert_eq!((&event["line"], &event["epoch"]), (&"temp=21".into(), &5.into()));
+        assert!(event.get("line_base64").is_none());
+        let event = next_json(&uplink);
+        assert_eq!(event["line_base64"], "/wA=");
+        assert!(event.get("line").is_none() && uplink.is_empty());
+    }
+
+    #[test]
+    fn a_full_queue_drops_the_newest_and_counts_it() {
+        let uplink = uplink(300);
+        for _ in 0..10 {
+            uplink.line(&device(), 5, b"x");
+        }
+        let dropped = |text: String| {
+            let line = text.lines().find(|line| line.starts_with("rabbitline_uplink_dropped_total "));
+            line.and_then(|line| line.rsplit(' ').next()?.parse::<usize>().ok()).expect("the counter")
+        };
+        let kept = std::iter::from_fn(|| uplink.next()).count();
+        assert!(kept > 0);
+        assert_eq!(kept + dropped(uplink.metrics.encode()), 10);
+    }
+}
