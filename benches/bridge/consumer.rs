@@ -39,7 +39,7 @@ pub(crate) fn measure(broker: &Broker, prefetch: u16, commands: u64) -> Result<R
     let mut publisher = Publisher::connect(broker.port)?;
     publisher.declare(QUEUE)?;
     publisher.purge(QUEUE)?;
-    Load::for_devices(1)?.fill(&mut publisher, commands)?;
+    Load::for_devices(1)?.fill(&mut publisher, commands, 0)?;
     let program = std::env::current_exe()?;
     let arguments = [
         broker.port.to_string(),

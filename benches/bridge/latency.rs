@@ -87,7 +87,7 @@ fn publish_by_the_clock(
     // A sleeping thread is usually woken up to 50 µs late, to save power.
     rustix::thread::set_current_timer_slack(NonZeroU64::new(1))?;
     let mut load = Load::for_devices(plan.devices)?;
-    let mut late = Histogram::new(3)?;
+    let mut late = Percentiles::histogram()?;
     let start = now_us() + 10_000;
     let time_of = |number| start + number * 1_000_000 / plan.rate;
     let mut published = 0;

@@ -7,11 +7,12 @@
 use std::{
     io::Write,
     net::{IpAddr, Ipv4Addr},
+    time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
 
-use crate::publisher::Publisher;
+use crate::{devices::wait_until, publisher::Publisher};
 
 /// The queue of the benchmark.
 pub(crate) const QUEUE: &str = "bench";
@@ -19,6 +20,9 @@ pub(crate) const QUEUE: &str = "bench";
 const CMD: &str = "SET OUT1 ON ";
 /// Devices with the same third byte of their address, 1 to 250 in the fourth.
 const A_SUBNET: usize = 250;
+
+const FILL_POLL: Duration = Duration::from_millis(10);
+const FILL_LIMIT: Duration = Duration::from_secs(60);
 
 /// The loopback address of the device at this place.
 pub(crate) fn address(place: usize) -> Result<IpAddr> {
@@ -67,12 +71,24 @@ impl Load {
         publisher.publish(QUEUE, &self.body)
     }
 
-    /// Fills the queue; how many commands then wait in it.
-    pub(crate) fn fill(&mut self, publisher: &mut Publisher, count: u64) -> Result<u64> {
+    /// Fills the queue and waits until all of it is there; a consumer that is paused holds up to `held` of it.
+    pub(crate) fn fill(&mut self, publisher: &mut Publisher, count: u64, held: u16) -> Result<()> {
         for _ in 0..count {
             self.publish(publisher, None)?;
         }
-        publisher.declare(QUEUE).map(u64::from)
+        wait_until(
+            "all commands wait in the queue",
+            FILL_POLL,
+            FILL_LIMIT,
+            || {
+                let waiting = u64::from(publisher.declare(QUEUE)?);
+                ensure!(
+                    waiting <= count,
+                    "{waiting} commands wait in the queue, {count} were published"
+                );
+                Ok(waiting + u64::from(held) >= count)
+            },
+        )
     }
 }
 

@@ -93,8 +93,8 @@ impl Publisher {
         &self.version
     }
 
-    /// Makes sure that there is a durable classic queue of this name; how many messages wait in it. The broker
-    /// answers after it has put there all that was published here before.
+    /// Makes sure that there is a durable classic queue of this name; how many messages wait in it, not counting
+    /// those that a consumer holds, nor those still on their way from a channel to the queue.
     pub(crate) fn declare(&mut self, queue: &str) -> Result<u32> {
         self.send(
             CHANNEL,

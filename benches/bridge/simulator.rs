@@ -194,7 +194,7 @@ impl Tally {
             check: Check::for_devices(devices),
             lines: 0,
             first_us: 0,
-            latencies: Histogram::new(3)?,
+            latencies: Percentiles::histogram()?,
         })
     }
 
@@ -222,6 +222,11 @@ impl Tally {
 }
 
 impl Percentiles {
+    /// For times up to a minute, to three digits.
+    pub(crate) fn histogram() -> Result<Histogram<u64>> {
+        Ok(Histogram::new_with_bounds(1, 60_000_000, 3)?)
+    }
+
     pub(crate) fn of(times: &Histogram<u64>) -> Self {
         Self {
             p50: times.value_at_quantile(0.5),
