@@ -3,7 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -49,54 +49,38 @@ pub struct Bridge {
 impl Bridge {
     /// Binds both listeners and starts every part. The broker may be away: it is waited for.
     pub async fn start(settings: Settings) -> io::Result<Self> {
-        let settings = Arc::new(settings);
-        let bridge: Arc<str> = settings.bridge_name().into();
-        let listener = Listener::bind(&settings.device).map_err(|error| in_use("DEVICE_LISTEN", settings.device.listen, &error))?;
-        let http_listener = tokio::net::TcpListener::bind(settings.http.listen).await;
-        let http_listener = http_listener.map_err(|error| in_use("HTTP_LISTEN", settings.http.listen, &error))?;
+        let listener = Listener::bind(&settings.device)
+            .map_err(|error| in_use("DEVICE_LISTEN", settings.device.listen, &error))?;
+        let http_listener = tokio::net::TcpListener::bind(settings.http.listen)
+            .await
+            .map_err(|error| in_use("HTTP_LISTEN", settings.http.listen, &error))?;
         let (device_address, http_address) = (listener.address()?, http_listener.local_addr()?);
+        let Parts { devices, consumer, publisher, http } = Parts::new(settings);
 
-        let metrics = Metrics::new();
-        let work = Arc::new(Notify::new());
-        let stalled_max = usize::from(settings.mq.stalled_max.get());
-        let unsettled_max = usize::from(settings.mq.prefetch.get()) + stalled_max;
-        let jobs = Arc::new(Jobs::new(Arc::clone(&work), unsettled_max));
-        let presence = Arc::new(Presence::new(Arc::clone(&bridge), Arc::clone(&work)));
-        let uplink = settings.device.uplink.is_on().then(|| Arc::new(Uplink::new(Arc::clone(&bridge), Arc::clone(&work), metrics.clone())));
-        let registry = Arc::new(Registry::new(Arc::clone(&presence), metrics.clone()));
-        let reporter = Arc::new(Reporter::new(Arc::clone(&jobs), metrics.clone(), Arc::clone(&bridge)));
-        let devices = Arc::new(Devices {
-            registry: Arc::clone(&registry),
-            reporter: Arc::clone(&reporter),
-            uplink: uplink.clone(),
-            metrics: metrics.clone(),
-            waiting: AtomicUsize::new(0),
-            line_max: settings.device.line_max.0,
-            lane_max: usize::from(settings.device.lane_max.get()),
-            write_timeout: settings.device.write_timeout,
-        });
-        let (consuming, draining) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
-        let (drain, give_up, finish) = (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
+        let (drain, give_up, finish) =
+            (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
         let sessions = TaskTracker::new();
-
-        let consumer = Consumer {
-            settings: Arc::clone(&settings),
-            bridge: Arc::clone(&bridge),
-            router: Router::new(Arc::clone(&devices), stalled_max),
-            reporter,
-            metrics: metrics.clone(),
-            consuming: Arc::clone(&consuming),
-        };
-        let publisher = Publisher::new(settings, Arc::clone(&bridge), metrics.clone(), jobs, presence, uplink, work);
-        let state = HttpState { registry: Arc::clone(&registry), metrics, bridge, consuming, draining: Arc::clone(&draining) };
-
+        let registry = Arc::clone(&devices.registry);
+        let draining = Arc::clone(&http.draining);
         let publisher = tokio::spawn(publisher.run(finish.clone()));
         sessions.spawn(listener.run(devices, sessions.clone(), drain.clone()));
         info!(address = %device_address, "listening for devices");
-        let http = tokio::spawn(http::serve(http_listener, state));
+        let http = tokio::spawn(http::serve(http_listener, http));
         info!(address = %http_address, "serving HTTP");
         let consumer = tokio::spawn(consumer.run(drain.clone(), give_up.clone()));
-        Ok(Self { registry, sessions, draining, drain, give_up, finish, consumer, publisher, http, device_address, http_address })
+        Ok(Self {
+            registry,
+            sessions,
+            draining,
+            drain,
+            give_up,
+            finish,
+            consumer,
+            publisher,
+            http,
+            device_address,
+            http_address,
+        })
     }
 
     /// Where devices connect to.
@@ -114,7 +98,7 @@ impl Bridge {
     /// cut short.
     pub async fn shut_down(mut self, grace: Duration) -> bool {
         let end = Instant::now() + grace;
-        self.draining.store(true, std::sync::atomic::Ordering::Relaxed);
+        self.draining.store(true, Ordering::Relaxed);
         self.drain.cancel();
         let mut clean = true;
         if timeout_at(end - grace / REPORT_SHARE, &mut self.consumer).await.is_err() {
@@ -138,6 +122,58 @@ impl Bridge {
         }
         self.http.abort();
         clean
+    }
+}
+
+/// The parts, made and joined but not started.
+struct Parts {
+    devices: Arc<Devices>,
+    consumer: Consumer,
+    publisher: Publisher,
+    http: HttpState,
+}
+
+impl Parts {
+    fn new(settings: Settings) -> Self {
+        let settings = Arc::new(settings);
+        let bridge: Arc<str> = settings.bridge_name().into();
+        let metrics = Metrics::new();
+        let work = Arc::new(Notify::new());
+        let stalled_max = usize::from(settings.mq.stalled_max.get());
+        let unsettled_max = usize::from(settings.mq.prefetch.get()) + stalled_max;
+        let jobs = Arc::new(Jobs::new(Arc::clone(&work), unsettled_max));
+        let presence = Arc::new(Presence::new(Arc::clone(&bridge), Arc::clone(&work)));
+        let uplink = || Uplink::new(Arc::clone(&bridge), Arc::clone(&work), metrics.clone());
+        let uplink = settings.device.uplink.is_on().then(uplink).map(Arc::new);
+        let reporter =
+            Arc::new(Reporter::new(Arc::clone(&jobs), metrics.clone(), Arc::clone(&bridge)));
+        let devices = Arc::new(Devices {
+            registry: Arc::new(Registry::new(Arc::clone(&presence), metrics.clone())),
+            reporter: Arc::clone(&reporter),
+            uplink: uplink.clone(),
+            metrics: metrics.clone(),
+            waiting: AtomicUsize::new(0),
+            line_max: settings.device.line_max.0,
+            lane_max: usize::from(settings.device.lane_max.get()),
+            write_timeout: settings.device.write_timeout,
+        });
+        let consumer = Consumer {
+            settings: Arc::clone(&settings),
+            bridge: Arc::clone(&bridge),
+            router: Router::new(Arc::clone(&devices), stalled_max),
+            reporter,
+            metrics: metrics.clone(),
+            consuming: Arc::new(AtomicBool::new(false)),
+        };
+        let http = HttpState {
+            registry: Arc::clone(&devices.registry),
+            metrics: metrics.clone(),
+            bridge: Arc::clone(&bridge),
+            consuming: Arc::clone(&consumer.consuming),
+            draining: Arc::new(AtomicBool::new(false)),
+        };
+        let publisher = Publisher::new(settings, bridge, metrics, jobs, presence, uplink, work);
+        Self { devices, consumer, publisher, http }
     }
 }
 

@@ -26,7 +26,9 @@ pub use topology::check;
 #[derive(Debug, thiserror::Error)]
 pub enum BrokerError {
     /// No TCP connection.
-    #[error("cannot reach the broker at {address}: {source}; check MQ_HOST and MQ_PORT, and that RabbitMQ runs there")]
+    #[error(
+        "cannot reach the broker at {address}: {source}; check MQ_HOST and MQ_PORT, and that RabbitMQ runs there"
+    )]
     Unreachable {
         /// Host and port.
         address: String,
@@ -34,7 +36,9 @@ pub enum BrokerError {
         source: std::io::Error,
     },
     /// A TCP connection, and then silence.
-    #[error("the broker at {address} did not answer within {limit}; check that MQ_HOST and MQ_PORT lead to RabbitMQ's AMQP port, and MQ_TLS to how it speaks there")]
+    #[error(
+        "the broker at {address} did not answer within {limit}; check that MQ_HOST and MQ_PORT lead to RabbitMQ's AMQP port, and MQ_TLS to how it speaks there"
+    )]
     Silent {
         /// Host and port.
         address: String,
@@ -42,7 +46,9 @@ pub enum BrokerError {
         limit: humantime::FormattedDuration,
     },
     /// TLS could not be agreed on.
-    #[error("no TLS with the broker at {address}: {source}; check MQ_TLS and MQ_CA_FILE, and that the certificate names MQ_HOST")]
+    #[error(
+        "no TLS with the broker at {address}: {source}; check MQ_TLS and MQ_CA_FILE, and that the certificate names MQ_HOST"
+    )]
     Tls {
         /// Host and port.
         address: String,
@@ -50,7 +56,9 @@ pub enum BrokerError {
         source: std::io::Error,
     },
     /// The user or the password is wrong.
-    #[error("the broker at {address} refuses to log in user `{username}`; check MQ_USERNAME and MQ_PASSWORD (or MQ_PASSWORD_FILE). It said: {said}")]
+    #[error(
+        "the broker at {address} refuses to log in user `{username}`; check MQ_USERNAME and MQ_PASSWORD (or MQ_PASSWORD_FILE). It said: {said}"
+    )]
     Login {
         /// Host and port.
         address: String,
@@ -60,7 +68,9 @@ pub enum BrokerError {
         said: String,
     },
     /// The virtual host does not exist, or is not for this user.
-    #[error("the broker at {address} refuses virtual host `{vhost}`; check MQ_VHOST and the permissions of `{username}`. It said: {said}")]
+    #[error(
+        "the broker at {address} refuses virtual host `{vhost}`; check MQ_VHOST and the permissions of `{username}`. It said: {said}"
+    )]
     Vhost {
         /// Host and port.
         address: String,
@@ -82,7 +92,9 @@ pub enum BrokerError {
         advice: &'static str,
     },
     /// The queue stopped delivering.
-    #[error("the broker ended the consumer of queue `{queue}`: it was deleted, or its node went away")]
+    #[error(
+        "the broker ended the consumer of queue `{queue}`: it was deleted, or its node went away"
+    )]
     Cancelled {
         /// Which queue.
         queue: String,

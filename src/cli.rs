@@ -92,7 +92,11 @@ pub fn run() -> ExitCode {
 fn on_runtime(threads: usize, work: impl Future<Output = ExitCode> + Send + 'static) -> ExitCode {
     // Devices are file descriptors: all the system allows.
     rlimit::increase_nofile_limit(u64::MAX).ok();
-    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build() {
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(threads)
+        .enable_all()
+        .build()
+    {
         Ok(runtime) => runtime,
         Err(error) => {
             eprintln!("cannot start the runtime: {error}");

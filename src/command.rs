@@ -168,11 +168,9 @@ impl Outcome {
     pub fn is_delivered(self) -> bool {
         match self {
             Self::Written => true,
-            Self::Offline
-            | Self::Expired
-            | Self::Invalid
-            | Self::Overloaded
-            | Self::Uncertain => false,
+            Self::Offline | Self::Expired | Self::Invalid | Self::Overloaded | Self::Uncertain => {
+                false
+            }
         }
     }
 

@@ -111,7 +111,11 @@ impl EndReason {
         if error.kind() == io::ErrorKind::TimedOut {
             return Self::Timeout;
         }
-        let reset = [io::ErrorKind::ConnectionReset, io::ErrorKind::BrokenPipe, io::ErrorKind::ConnectionAborted];
+        let reset = [
+            io::ErrorKind::ConnectionReset,
+            io::ErrorKind::BrokenPipe,
+            io::ErrorKind::ConnectionAborted,
+        ];
         if reset.contains(&error.kind()) { Self::Reset } else { Self::Error }
     }
 }

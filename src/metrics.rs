@@ -43,59 +43,93 @@ pub struct Metrics(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     registry: Registry,
-    commands: [Counter; Outcome::ALL.len()],
+    commands: Commands,
+    devices: Devices,
+    broker: Broker,
+}
+
+/// What becomes of commands.
+#[derive(Debug)]
+struct Commands {
+    by_outcome: [Counter; Outcome::ALL.len()],
     from_publish: Histogram,
     from_arrival: Histogram,
     unsettled: Gauge,
     undelivered: Counter,
-    settlements_forgotten: Counter,
-    devices_connected: Gauge,
+    forgotten: Counter,
+}
+
+/// What devices do.
+#[derive(Debug)]
+struct Devices {
+    connected: Gauge,
     connections: Counter,
-    connections_ended: [Counter; EndReason::ALL.len()],
+    ended: [Counter; EndReason::ALL.len()],
     accept_errors: Counter,
-    lane_commands: Gauge,
+    in_lanes: Gauge,
     uplink_lines: Counter,
     uplink_dropped: Counter,
-    broker_up: [Gauge; 2],
-    broker_blocked: Gauge,
+}
+
+/// How the broker is.
+#[derive(Debug)]
+struct Broker {
+    up: [Gauge; 2],
+    blocked: Gauge,
+}
+
+impl Commands {
+    #[rustfmt::skip] // a table
+    fn new(r: &mut Registry) -> Self {
+        Self {
+            by_outcome: counters(r, "commands", "Commands by outcome.", "outcome", Outcome::ALL.map(Outcome::label)),
+            from_publish: seconds(r, "delivery_seconds_from_publish", "From publication to the write, for written commands whose message has a timestamp (whole seconds unless it has a timestamp_in_ms header)."),
+            from_arrival: seconds(r, "delivery_seconds_from_arrival", "From arrival at the bridge to the write, for written commands."),
+            unsettled: gauge(r, "unsettled", "Deliveries in hand whose fate is not settled."),
+            undelivered: counter(r, "undelivered", "Commands published to the undelivered exchange and confirmed there."),
+            forgotten: counter(r, "settlements_forgotten", "Deliveries dropped unsettled, which is a bug; they are delivered again."),
+        }
+    }
+}
+
+impl Devices {
+    #[rustfmt::skip] // a table
+    fn new(r: &mut Registry) -> Self {
+        Self {
+            connected: gauge(r, "devices_connected", "Devices connected now."),
+            connections: counter(r, "connections", "Device connections taken up."),
+            ended: counters(r, "connections_ended", "Device connections that ended, by reason.", "reason", EndReason::ALL.map(EndReason::label)),
+            accept_errors: counter(r, "accept_errors", "Failures to accept a connection, for lack of file descriptors above all."),
+            in_lanes: gauge(r, "lane_commands", "Commands that wait in lanes for devices that do not read."),
+            uplink_lines: counter(r, "uplink_lines", "Lines received from devices."),
+            uplink_dropped: counter(r, "uplink_dropped", "Lines dropped because the broker was away or slow for too long."),
+        }
+    }
+}
+
+impl Broker {
+    fn new(r: &mut Registry) -> Self {
+        let up = Family::<Labels, Gauge>::default();
+        r.register("broker_up", "Whether each of the two broker connections works.", up.clone());
+        let up = [Link::Consumer, Link::Publisher]
+            .map(|link| up.get_or_create_owned(&[("connection", link.label())]));
+        let blocked = gauge(
+            r,
+            "broker_blocked",
+            "Whether the broker blocks publishers (memory or disk alarm).",
+        );
+        Self { up, blocked }
+    }
 }
 
 impl Metrics {
     /// All of them, at zero.
     pub fn new() -> Self {
         let mut registry = Registry::with_prefix("rabbitline");
-        let r = &mut registry;
-        let commands = counters(r, "commands", "Commands by outcome.", "outcome", Outcome::ALL.map(Outcome::label));
-        let connections_ended = counters(
-            r,
-            "connections_ended",
-            "Device connections that ended, by reason.",
-            "reason",
-            EndReason::ALL.map(EndReason::label),
-        );
-        let broker_up = Family::<Labels, Gauge>::default();
-        r.register("broker_up", "Whether each of the two broker connections works.", broker_up.clone());
-        let broker_up = [Link::Consumer, Link::Publisher]
-            .map(|link| broker_up.get_or_create_owned(&[("connection", link.label())]));
-        let inner = Inner {
-            commands,
-            from_publish: seconds(r, "delivery_seconds_from_publish", "From publication to the write, for written commands whose message says when it was published (whole seconds unless it has a timestamp_in_ms header)."),
-            from_arrival: seconds(r, "delivery_seconds_from_arrival", "From arrival at the bridge to the write, for written commands."),
-            unsettled: gauge(r, "unsettled", "Deliveries in hand whose fate is not settled."),
-            undelivered: counter(r, "undelivered", "Commands published to the undelivered exchange and confirmed there."),
-            settlements_forgotten: counter(r, "settlements_forgotten", "Deliveries dropped unsettled, which is a bug; they are delivered again."),
-            devices_connected: gauge(r, "devices_connected", "Devices connected now."),
-            connections: counter(r, "connections", "Device connections taken up."),
-            connections_ended,
-            accept_errors: counter(r, "accept_errors", "Failures to accept a connection, for lack of file descriptors above all."),
-            lane_commands: gauge(r, "lane_commands", "Commands that wait in lanes for devices that do not read."),
-            uplink_lines: counter(r, "uplink_lines", "Lines received from devices."),
-            uplink_dropped: counter(r, "uplink_dropped", "Lines dropped because the broker was away or slow for too long."),
-            broker_up,
-            broker_blocked: gauge(r, "broker_blocked", "Whether the broker blocks publishers (memory or disk alarm)."),
-            registry,
-        };
-        Self(Arc::new(inner))
+        let commands = Commands::new(&mut registry);
+        let devices = Devices::new(&mut registry);
+        let broker = Broker::new(&mut registry);
+        Self(Arc::new(Inner { registry, commands, devices, broker }))
     }
 
     /// All of them in the Prometheus text format.
@@ -109,7 +143,11 @@ impl Metrics {
 
     /// The fate of a command is known.
     pub fn command(&self, outcome: Outcome) {
-        if let Some(counter) = Outcome::ALL.iter().position(|o| *o == outcome).and_then(|i| self.0.commands.get(i)) {
+        if let Some(counter) = Outcome::ALL
+            .iter()
+            .position(|o| *o == outcome)
+            .and_then(|i| self.0.commands.by_outcome.get(i))
+        {
             counter.inc();
         }
     }
@@ -117,67 +155,71 @@ impl Metrics {
     /// A command was written, this long after each beginning.
     pub fn delivered(&self, from_publish: Option<Duration>, from_arrival: Duration) {
         if let Some(duration) = from_publish {
-            self.0.from_publish.observe(duration.as_secs_f64());
+            self.0.commands.from_publish.observe(duration.as_secs_f64());
         }
-        self.0.from_arrival.observe(from_arrival.as_secs_f64());
+        self.0.commands.from_arrival.observe(from_arrival.as_secs_f64());
     }
 
     /// So many deliveries are in hand.
     pub fn unsettled(&self, count: usize) {
-        self.0.unsettled.set(i64::try_from(count).unwrap_or(i64::MAX));
+        self.0.commands.unsettled.set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
     /// A command went to the undelivered exchange.
     pub fn undelivered(&self) {
-        self.0.undelivered.inc();
+        self.0.commands.undelivered.inc();
     }
 
     /// A delivery was dropped unsettled.
     pub fn settlement_forgotten(&self) {
-        self.0.settlements_forgotten.inc();
+        self.0.commands.forgotten.inc();
     }
 
     /// A device connection was taken up; so many are connected now.
     pub fn device_connected(&self, now: usize) {
-        self.0.connections.inc();
+        self.0.devices.connections.inc();
         self.devices(now);
     }
 
     /// A device connection ended.
     pub fn device_ended(&self, reason: EndReason) {
-        if let Some(counter) = EndReason::ALL.iter().position(|r| *r == reason).and_then(|i| self.0.connections_ended.get(i)) {
+        if let Some(counter) = EndReason::ALL
+            .iter()
+            .position(|r| *r == reason)
+            .and_then(|i| self.0.devices.ended.get(i))
+        {
             counter.inc();
         }
     }
 
     /// So many devices are connected now.
     pub fn devices(&self, now: usize) {
-        self.0.devices_connected.set(i64::try_from(now).unwrap_or(i64::MAX));
+        self.0.devices.connected.set(i64::try_from(now).unwrap_or(i64::MAX));
     }
 
     /// A connection could not be accepted.
     pub fn accept_error(&self) {
-        self.0.accept_errors.inc();
+        self.0.devices.accept_errors.inc();
     }
 
     /// The commands in lanes became more or fewer by so many.
     pub fn lanes_changed(&self, by: i64) {
-        self.0.lane_commands.inc_by(by);
+        self.0.devices.in_lanes.inc_by(by);
     }
 
     /// A device sent a line.
     pub fn uplink_line(&self) {
-        self.0.uplink_lines.inc();
+        self.0.devices.uplink_lines.inc();
     }
 
     /// A line of a device was dropped.
     pub fn uplink_dropped(&self) {
-        self.0.uplink_dropped.inc();
+        self.0.devices.uplink_dropped.inc();
     }
 
     /// A broker connection works, or does not.
     pub fn broker_up(&self, link: Link, up: bool) {
-        let [consumer, publisher] = &self.0.broker_up;
+        let [consumer, publisher] = &self.0.broker.up;
         let gauge = match link {
             Link::Consumer => consumer,
             Link::Publisher => publisher,
@@ -187,7 +229,7 @@ impl Metrics {
 
     /// The broker blocks publishers, or does not.
     pub fn broker_blocked(&self, blocked: bool) {
-        self.0.broker_blocked.set(i64::from(blocked));
+        self.0.broker.blocked.set(i64::from(blocked));
     }
 }
 
@@ -246,7 +288,10 @@ mod tests {
         }
         for reason in EndReason::ALL {
             let count = u8::from(reason == EndReason::Replaced);
-            let line = format!("rabbitline_connections_ended_total{{reason=\"{}\"}} {count}\n", reason.label());
+            let line = format!(
+                "rabbitline_connections_ended_total{{reason=\"{}\"}} {count}\n",
+                reason.label()
+            );
             assert!(text.contains(&line), "{line} in\n{text}");
         }
         assert!(text.contains("rabbitline_broker_up{connection=\"publisher\"} 0"));

@@ -148,7 +148,9 @@ impl Board {
 
 /// Drops the oldest connection that both began and ended unseen.
 fn forget_one_connection(pending: &mut VecDeque<Change>) {
-    let whole = |first: &Change, second: &Change| first.online && !second.online && first.epoch == second.epoch;
+    let whole = |first: &Change, second: &Change| {
+        first.online && !second.online && first.epoch == second.epoch
+    };
     let found = pending.iter().zip(pending.iter().skip(1)).position(|(a, b)| whole(a, b));
     if let Some(at) = found {
         pending.drain(at..at + 2);
@@ -173,7 +175,9 @@ mod tests {
     }
 
     fn drain(board: &mut Board) -> Vec<(u64, bool)> {
-        std::iter::from_fn(|| board.pop()).map(|(change, _)| (change.epoch, change.online)).collect()
+        std::iter::from_fn(|| board.pop())
+            .map(|(change, _)| (change.epoch, change.online))
+            .collect()
     }
 
     #[test]

@@ -68,7 +68,12 @@ impl Reporter {
     }
 
     /// Reports `order`; gives its settlement back if it may be settled at once.
-    pub(crate) fn conclude(&self, order: Order, outcome: Outcome, reason: Reason) -> Option<Settlement> {
+    pub(crate) fn conclude(
+        &self,
+        order: Order,
+        outcome: Outcome,
+        reason: Reason,
+    ) -> Option<Settlement> {
         let Order { command, delivery } = order;
         self.finish(delivery, Some(command.address), outcome, reason, command.if_offline)
     }
@@ -98,7 +103,11 @@ impl Reporter {
         let owed = outcome.disposition(if_offline);
         let wants_receipt = delivery.message.reply_to().is_some();
         // The usual case: nothing to say to anybody, not even to the log.
-        if owed == Disposition::Ack && !wants_receipt && outcome.is_delivered() && !tracing::enabled!(tracing::Level::DEBUG) {
+        if owed == Disposition::Ack
+            && !wants_receipt
+            && outcome.is_delivered()
+            && !tracing::enabled!(tracing::Level::DEBUG)
+        {
             return Some(delivery.settlement);
         }
         let id = self.id(&delivery);
@@ -116,7 +125,14 @@ impl Reporter {
         let receipt = wants_receipt.then(|| {
             let reason = Some(&*reason).filter(|_| !outcome.is_delivered());
             let at = timestamp::rfc3339(Moment::now().wall_ms);
-            let receipt = Receipt { id: &id, address, outcome: outcome.label(), reason, bridge: &self.bridge, at };
+            let receipt = Receipt {
+                id: &id,
+                address,
+                outcome: outcome.label(),
+                reason,
+                bridge: &self.bridge,
+                at,
+            };
             // Strings and nothing else: this cannot fail.
             serde_json::to_vec(&receipt).unwrap_or_default()
         });

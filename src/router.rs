@@ -40,7 +40,11 @@ impl Router {
     /// Sends `order` to its device.
     pub(crate) fn route(&self, mut order: Order, now: Instant) -> Routed {
         if order.command.expires <= now {
-            return Routed::Refused(order, Outcome::Expired, "its ttl ended before it could be written".into());
+            return Routed::Refused(
+                order,
+                Outcome::Expired,
+                "its ttl ended before it could be written".into(),
+            );
         }
         let may_wait = self.waiting() < self.waiting_max;
         let mut last_epoch = None;
@@ -48,7 +52,11 @@ impl Router {
             // A session that has ended stands in the registry until its task has run; a newer one
             // of the same device may have taken its place since it was looked up.
             if last_epoch == Some(session.epoch()) {
-                return Routed::Refused(order, Outcome::Offline, "the connection has just ended".into());
+                return Routed::Refused(
+                    order,
+                    Outcome::Offline,
+                    "the connection has just ended".into(),
+                );
             }
             last_epoch = Some(session.epoch());
             order = match session.offer(order, now, &self.devices, may_wait) {
@@ -56,11 +64,15 @@ impl Router {
                 Offer::Waiting => return Routed::Waiting,
                 Offer::Gone(order) => order,
                 Offer::LaneFull(order, waiting) => {
-                    let reason = format!("the device does not read: {waiting} commands wait for it already");
+                    let reason =
+                        format!("the device does not read: {waiting} commands wait for it already");
                     return Routed::Refused(order, Outcome::Overloaded, reason.into());
                 }
                 Offer::NoRoom(order) => {
-                    let reason = format!("the device does not read, and {} commands wait for such devices already", self.waiting_max);
+                    let reason = format!(
+                        "the device does not read, and {} commands wait for such devices already",
+                        self.waiting_max
+                    );
                     return Routed::Refused(order, Outcome::Overloaded, reason.into());
                 }
             };

@@ -233,7 +233,9 @@ fn ours(
                 Ok(value) => {
                     given.insert(name.to_owned(), value);
                 }
-                Err(_) => errors.push(format!("{name}: expected text, got bytes that are not UTF-8")),
+                Err(_) => {
+                    errors.push(format!("{name}: expected text, got bytes that are not UTF-8"))
+                }
             }
         } else if OUR_PREFIXES.iter().any(|prefix| name.starts_with(prefix)) {
             let nearest = table().max_by(|a, b| {
@@ -247,7 +249,9 @@ fn ours(
 }
 
 fn read_password_file(mq: &mut Broker, password_is_set: bool, errors: &mut Vec<String>) {
-    let Some(path) = &mq.password_file else { return };
+    let Some(path) = &mq.password_file else {
+        return;
+    };
     if password_is_set {
         errors.push("MQ_PASSWORD_FILE: expected either this or MQ_PASSWORD, got both".to_owned());
         return;
@@ -262,8 +266,8 @@ fn read_password_file(mq: &mut Broker, password_is_set: bool, errors: &mut Vec<S
 
 /// Checks that need more than one setting.
 fn check_together(mq: &Broker, device: &Device, errors: &mut Vec<String>) {
-    let probes = device.keepalive_idle
-        + device.keepalive_interval * u32::from(device.keepalive_count.get());
+    let probes =
+        device.keepalive_idle + device.keepalive_interval * u32::from(device.keepalive_count.get());
     if device.user_timeout < probes {
         errors.push(format!(
             "DEVICE_USER_TIMEOUT: expected at least {}, which is DEVICE_KEEPALIVE_IDLE + \
@@ -379,10 +383,16 @@ mod tests {
     fn the_readme_shows_this_table() {
         let readme = include_str!("../README.md");
         for row in table() {
-            let default =
-                if row.default.is_empty() { "–".to_owned() } else { format!("`{}`", row.default) };
+            let default = if row.default.is_empty() {
+                "–".to_owned()
+            } else {
+                format!("`{}`", row.default)
+            };
             let line = format!("| `{}` | {default} | {} |", row.name, row.meaning);
-            assert!(readme.contains(&line), "README.md lacks this row of the settings table:\n{line}");
+            assert!(
+                readme.contains(&line),
+                "README.md lacks this row of the settings table:\n{line}"
+            );
         }
         let rows = readme.lines().filter(|line| is_settings_row(line)).count();
         assert_eq!(rows, table().count(), "README.md has rows of settings that do not exist");
@@ -390,6 +400,7 @@ mod tests {
 
     fn is_settings_row(line: &str) -> bool {
         let name = line.strip_prefix("| `").and_then(|rest| rest.split('`').next()).unwrap_or("");
-        name.contains('_') && name.chars().all(|c| c.is_ascii_uppercase() || c == '_') || name == "LOG"
+        name.contains('_') && name.chars().all(|c| c.is_ascii_uppercase() || c == '_')
+            || name == "LOG"
     }
 }

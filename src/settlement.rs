@@ -37,7 +37,10 @@ impl Settlement {
         match self.verdicts.try_send(self.tag) {
             Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => {}
             Err(mpsc::error::TrySendError::Full(tag)) => {
-                error!(tag, "no room for a verdict, which must not happen; the message will be delivered again.");
+                error!(
+                    tag,
+                    "no room for a verdict, which must not happen; the message will be delivered again."
+                );
             }
         }
     }

@@ -16,7 +16,9 @@ pub(crate) fn stopping() {
 
 /// Tells the watchdog, at half its period, that the runtime still gets to its tasks.
 pub(crate) async fn watchdog() {
-    let Some(period) = sd_notify::watchdog_enabled() else { return };
+    let Some(period) = sd_notify::watchdog_enabled() else {
+        return;
+    };
     let mut ticks = tokio::time::interval(period / 2);
     loop {
         ticks.tick().await;

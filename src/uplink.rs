@@ -65,7 +65,9 @@ impl Uplink {
             bridge: &self.bridge,
             at: timestamp::rfc3339(Moment::now().wall_ms),
             line: text,
-            line_base64: text.is_none().then(|| base64::engine::general_purpose::STANDARD.encode(line)),
+            line_base64: text
+                .is_none()
+                .then(|| base64::engine::general_purpose::STANDARD.encode(line)),
         };
         // Strings and a number: this cannot fail.
         let json = serde_json::to_vec(&event).unwrap_or_default();
@@ -73,7 +75,10 @@ impl Uplink {
         if queue.bytes + json.len() > self.bytes_max {
             self.metrics.uplink_dropped();
             if !std::mem::replace(&mut queue.full, true) {
-                warn!(bytes = queue.bytes, "uplink queue is full: lines from devices are dropped until the broker takes more.");
+                warn!(
+                    bytes = queue.bytes,
+                    "uplink queue is full: lines from devices are dropped until the broker takes more."
+                );
             }
             return;
         }
@@ -141,8 +146,10 @@ mod tests {
             uplink.line(&device(), 5, b"x");
         }
         let dropped = |text: String| {
-            let line = text.lines().find(|line| line.starts_with("rabbitline_uplink_dropped_total "));
-            line.and_then(|line| line.rsplit(' ').next()?.parse::<usize>().ok()).expect("the counter")
+            let line =
+                text.lines().find(|line| line.starts_with("rabbitline_uplink_dropped_total "));
+            line.and_then(|line| line.rsplit(' ').next()?.parse::<usize>().ok())
+                .expect("the counter")
         };
         let kept = std::iter::from_fn(|| uplink.next()).count();
         assert!(kept > 0);

@@ -28,7 +28,7 @@ pub(super) struct Acks {
     slots: VecDeque<Slot>,
     open: usize,
     settled: usize,
-    /// Tags that were settled behind an open one.
+    /// Tags that were settled while another was open, perhaps an older one.
     loose: Vec<u64>,
     /// First tag of the consumer that now runs: what came before it took no credit from it.
     consumer_first: u64,
@@ -65,7 +65,7 @@ impl Acks {
         if tag >= self.consumer_first {
             self.open_of_consumer -= 1;
         }
-        if self.slots.front() == Some(&Slot::Open) {
+        if self.open > 0 {
             self.loose.push(tag);
         }
         true
@@ -100,7 +100,9 @@ impl Acks {
         self.take_run(&mut send);
         for tag in std::mem::take(&mut self.loose) {
             // What the run above covered has left the window.
-            let Some(index) = tag.checked_sub(self.base) else { continue };
+            let Some(index) = tag.checked_sub(self.base) else {
+                continue;
+            };
             let Some(slot) = usize::try_from(index).ok().and_then(|i| self.slots.get_mut(i)) else {
                 continue;
             };
@@ -169,6 +171,14 @@ mod tests {
         assert_eq!(take(&mut acks), [(2, false), (3, false)]);
         assert!(acks.settle(1) && !acks.settle(1) && !acks.settle(2));
         assert_eq!(take(&mut acks), [(1, false)]);
+    }
+
+    #[test]
+    fn what_is_settled_beyond_an_open_one_is_not_forgotten_behind_a_settled_front() {
+        let mut acks = Acks::default();
+        assert!((1..=3).all(|tag| acks.open(tag)));
+        assert!(acks.settle(1) && acks.settle(3));
+        assert_eq!(take(&mut acks), [(1, false), (3, false)]);
     }
 
     #[test]

@@ -4,7 +4,10 @@
 use std::time::Duration;
 
 use futures_util::{FutureExt, Stream, StreamExt};
-use lapin::options::{BasicConsumeOptions, BasicPublishOptions, ConfirmSelectOptions, QueueBindOptions, QueueDeclareOptions};
+use lapin::options::{
+    BasicConsumeOptions, BasicPublishOptions, ConfirmSelectOptions, QueueBindOptions,
+    QueueDeclareOptions,
+};
 use lapin::types::{FieldTable, ShortString};
 use lapin::{BasicProperties, Confirmation};
 
@@ -17,13 +20,20 @@ use crate::settings::Settings;
 const DIRECT_REPLY_TO: &str = "amq.rabbitmq.reply-to";
 
 /// Publishes `body` as a backend would and waits up to `limit` for its receipt. None if none came.
-pub async fn send(settings: &Settings, body: Vec<u8>, limit: Duration) -> Result<Option<Vec<u8>>, BrokerError> {
+pub async fn send(
+    settings: &Settings,
+    body: Vec<u8>,
+    limit: Duration,
+) -> Result<Option<Vec<u8>>, BrokerError> {
     let mq = &settings.mq;
     let link = Link::open(mq, "send", metrics::Link::Publisher).await?;
     let channel = link.channel().await?;
     // Replies come to the channel that published, without acknowledgement.
-    let options = BasicConsumeOptions { no_local: false, no_ack: true, exclusive: false, nowait: false };
-    let consuming = channel.basic_consume(DIRECT_REPLY_TO.into(), "".into(), options, FieldTable::default()).await;
+    let options =
+        BasicConsumeOptions { no_local: false, no_ack: true, exclusive: false, nowait: false };
+    let consuming = channel
+        .basic_consume(DIRECT_REPLY_TO.into(), "".into(), options, FieldTable::default())
+        .await;
     let mut replies = consuming.map_err(BrokerError::during("waiting for a receipt"))?;
     let select = channel.confirm_select(ConfirmSelectOptions { nowait: false }).await;
     select.map_err(BrokerError::during("asking for publisher confirms"))?;
@@ -33,7 +43,13 @@ pub async fn send(settings: &Settings, body: Vec<u8>, limit: Duration) -> Result
         .with_timestamp(Moment::now().wall_ms / 1000)
         .with_reply_to(DIRECT_REPLY_TO.into());
     let options = BasicPublishOptions { mandatory: true, immediate: false };
-    let publishing = channel.basic_publish(mq.exchange.as_str().into(), mq.command_key().into(), options, &body, properties);
+    let publishing = channel.basic_publish(
+        mq.exchange.as_str().into(),
+        mq.command_key().into(),
+        options,
+        &body,
+        properties,
+    );
     let confirm = publishing.await.map_err(BrokerError::during("publishing the command"))?;
     let confirmed = confirm.await.map_err(|error| unpublished(settings, &error.to_string()))?;
     if confirmed != Confirmation::Ack(None) {
@@ -47,7 +63,11 @@ pub async fn send(settings: &Settings, body: Vec<u8>, limit: Duration) -> Result
 
 fn unpublished(settings: &Settings, said: &str) -> BrokerError {
     BrokerError::Topology {
-        object: format!("exchange `{}` with routing key `{}`", settings.mq.exchange, settings.mq.command_key()),
+        object: format!(
+            "exchange `{}` with routing key `{}`",
+            settings.mq.exchange,
+            settings.mq.command_key()
+        ),
         said: said.to_owned(),
         advice: "start the bridge once, which declares what is missing, or check MQ_EXCHANGE and MQ_ROUTING_KEY",
     }
@@ -55,24 +75,46 @@ fn unpublished(settings: &Settings, said: &str) -> BrokerError {
 
 /// Follows the events whose routing key matches `key`: the bodies of the events as they come. Ends
 /// with an error when the connection does.
-pub async fn watch(settings: &Settings, key: &str) -> Result<impl Stream<Item = Result<Vec<u8>, BrokerError>> + use<>, BrokerError> {
+pub async fn watch(
+    settings: &Settings,
+    key: &str,
+) -> Result<impl Stream<Item = Result<Vec<u8>, BrokerError>> + use<>, BrokerError> {
     let link = Link::open(&settings.mq, "watch", metrics::Link::Consumer).await?;
     let channel = link.channel().await?;
-    let exclusive = QueueDeclareOptions { passive: false, durable: false, exclusive: true, auto_delete: true, nowait: false };
-    let queue = channel.queue_declare(ShortString::default(), exclusive, FieldTable::default()).await;
+    let exclusive = QueueDeclareOptions {
+        passive: false,
+        durable: false,
+        exclusive: true,
+        auto_delete: true,
+        nowait: false,
+    };
+    let queue =
+        channel.queue_declare(ShortString::default(), exclusive, FieldTable::default()).await;
     let queue = queue.map_err(BrokerError::during("declaring a queue for events"))?.name().clone();
     let exchange = settings.mq.events_exchange.as_str();
-    let bound = channel.queue_bind(queue.clone(), exchange.into(), key.into(), QueueBindOptions { nowait: false }, FieldTable::default()).await;
+    let bound = channel
+        .queue_bind(
+            queue.clone(),
+            exchange.into(),
+            key.into(),
+            QueueBindOptions { nowait: false },
+            FieldTable::default(),
+        )
+        .await;
     bound.map_err(|error| BrokerError::Topology {
         object: format!("exchange `{exchange}`"),
         said: error.to_string(),
         advice: "start the bridge once, which declares it, or check MQ_EVENTS_EXCHANGE",
     })?;
-    let options = BasicConsumeOptions { no_local: false, no_ack: true, exclusive: true, nowait: false };
+    let options =
+        BasicConsumeOptions { no_local: false, no_ack: true, exclusive: true, nowait: false };
     let consuming = channel.basic_consume(queue, "".into(), options, FieldTable::default()).await;
     let events = consuming.map_err(BrokerError::during("consuming events"))?;
-    let lost = async { Err(BrokerError::Cancelled { queue: "of events".to_owned() }) }.into_stream();
-    let bodies = events.map(|event| event.map(|delivery| delivery.data).map_err(BrokerError::during("consuming events")));
+    let lost =
+        async { Err(BrokerError::Cancelled { queue: "of events".to_owned() }) }.into_stream();
+    let bodies = events.map(|event| {
+        event.map(|delivery| delivery.data).map_err(BrokerError::during("consuming events"))
+    });
     Ok(bodies.chain(lost).map(move |event| {
         // The link lives as long as the stream.
         let _ = &link;

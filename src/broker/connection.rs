@@ -38,7 +38,11 @@ pub(super) struct Link {
 
 impl Link {
     /// Opens a connection for `purpose`, whose name it bears in RabbitMQ's own lists.
-    pub(super) async fn open(mq: &Broker, bridge: &str, purpose: metrics::Link) -> Result<Self, BrokerError> {
+    pub(super) async fn open(
+        mq: &Broker,
+        bridge: &str,
+        purpose: metrics::Link,
+    ) -> Result<Self, BrokerError> {
         let ca = read_ca(mq)?;
         let socket: Slot<Socket> = Slot::default();
         let refusal: Slot<BrokerError> = Slot::default();
@@ -53,7 +57,8 @@ impl Link {
         };
         let name = format!("rabbitline {bridge} {}", purpose.label());
         let properties = ConnectionProperties::default().with_connection_name(name.into());
-        let runtime = lapin::runtime::default_runtime().map_err(BrokerError::during("starting the connection"))?;
+        let runtime = lapin::runtime::default_runtime()
+            .map_err(BrokerError::during("starting the connection"))?;
         let opening = Connection::connector(uri(mq), runtime, connect, properties);
         match timeout(mq.connect_timeout, opening).await {
             Ok(Ok(connection)) => Ok(Self { connection, socket: take(&socket) }),
@@ -105,7 +110,10 @@ fn uri(mq: &Broker) -> AMQPUri {
     AMQPUri {
         scheme: if mq.tls.is_on() { AMQPScheme::AMQPS } else { AMQPScheme::AMQP },
         authority: AMQPAuthority {
-            userinfo: AMQPUserInfo { username: mq.username.clone(), password: mq.password.expose().to_owned() },
+            userinfo: AMQPUserInfo {
+                username: mq.username.clone(),
+                password: mq.password.expose().to_owned(),
+            },
             host: mq.host.clone(),
             port: mq.port,
         },
@@ -115,7 +123,9 @@ fn uri(mq: &Broker) -> AMQPUri {
 }
 
 fn read_ca(mq: &Broker) -> Result<Option<String>, BrokerError> {
-    let Some(path) = mq.ca_file.as_ref().filter(|_| mq.tls.is_on()) else { return Ok(None) };
+    let Some(path) = mq.ca_file.as_ref().filter(|_| mq.tls.is_on()) else {
+        return Ok(None);
+    };
     let pem = std::fs::read_to_string(path);
     pem.map(Some).map_err(|source| BrokerError::Tls { address: address(mq), source })
 }
@@ -124,14 +134,21 @@ type Dialed = AsyncTcpStream<async_compat::Compat<TcpStream>>;
 
 /// Makes the TCP connection and, if asked for, the TLS session; a handle to the socket goes into
 /// `slot` first.
-async fn dial(mq: &Broker, ca: Option<String>, slot: &Slot<Socket>) -> Result<Dialed, (BrokerError, io::ErrorKind)> {
+async fn dial(
+    mq: &Broker,
+    ca: Option<String>,
+    slot: &Slot<Socket>,
+) -> Result<Dialed, (BrokerError, io::ErrorKind)> {
     let unreachable = |source: io::Error| {
         let kind = source.kind();
         (BrokerError::Unreachable { address: address(mq), source }, kind)
     };
     let stream = TcpStream::connect((mq.host.as_str(), mq.port)).await.map_err(unreachable)?;
     let socket = SockRef::from(&stream);
-    let keepalive = TcpKeepalive::new().with_time(USER_TIMEOUT / 2).with_interval(USER_TIMEOUT / 8).with_retries(4);
+    let keepalive = TcpKeepalive::new()
+        .with_time(USER_TIMEOUT / 2)
+        .with_interval(USER_TIMEOUT / 8)
+        .with_retries(4);
     let configured = socket
         .set_tcp_nodelay(true)
         .and_then(|()| socket.set_tcp_user_timeout(Some(USER_TIMEOUT)))
@@ -160,7 +177,8 @@ fn refused(mq: &Broker, error: lapin::Error) -> BrokerError {
         }
         return BrokerError::during("connecting")(error);
     };
-    let (address, username, said) = (address(mq), mq.username.clone(), amqp.get_message().to_string());
+    let (address, username, said) =
+        (address(mq), mq.username.clone(), amqp.get_message().to_string());
     match amqp.get_id() {
         ACCESS_REFUSED => BrokerError::Login { address, username, said },
         NOT_ALLOWED => BrokerError::Vhost { address, vhost: mq.vhost.clone(), username, said },

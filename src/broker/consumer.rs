@@ -63,7 +63,11 @@ impl Consumer {
     }
 
     /// Consumes on one connection. Ends well only when told to.
-    async fn attempt(&self, drain: &CancellationToken, give_up: &CancellationToken) -> Result<(), BrokerError> {
+    async fn attempt(
+        &self,
+        drain: &CancellationToken,
+        give_up: &CancellationToken,
+    ) -> Result<(), BrokerError> {
         let opening = Link::open(&self.settings.mq, &self.bridge, metrics::Link::Consumer);
         let link = tokio::select! {
             () = drain.cancelled() => return Ok(()),
@@ -128,7 +132,8 @@ impl<'a> Hand<'a> {
         let qos = channel.basic_qos(prefetch, BasicQosOptions { global: false }).await;
         qos.map_err(BrokerError::during("setting the prefetch"))?;
         let deliveries = subscribe(consumer, &channel).await?;
-        let (prefetch, stalled_max) = (usize::from(prefetch), usize::from(settings.mq.stalled_max.get()));
+        let (prefetch, stalled_max) =
+            (usize::from(prefetch), usize::from(settings.mq.stalled_max.get()));
         // Every delivery that can be unsettled fits, so that a verdict never waits.
         let (verdicts, settled) = mpsc::channel(prefetch + stalled_max);
         let defaults = Defaults {
@@ -139,7 +144,18 @@ impl<'a> Hand<'a> {
         };
         let acks = Acks::default();
         let waiting_since = None;
-        Ok(Self { consumer, channel, deliveries, acks, verdicts, settled, defaults, prefetch, stalled_max, waiting_since })
+        Ok(Self {
+            consumer,
+            channel,
+            deliveries,
+            acks,
+            verdicts,
+            settled,
+            defaults,
+            prefetch,
+            stalled_max,
+            waiting_since,
+        })
     }
 
     /// Takes up what the consumer's stream gave. Its end and an error mean the same: start over.
@@ -173,13 +189,20 @@ impl<'a> Hand<'a> {
             Ok(Decoded { command, id }) => {
                 let delivery = Delivery { message, settlement, arrived, published_ms, id };
                 match self.consumer.router.route(Order { command, delivery }, arrived.mono) {
-                    Routed::Written(order) => reporter.conclude(order, crate::command::Outcome::Written, Reason::default()),
+                    Routed::Written(order) => reporter.conclude(
+                        order,
+                        crate::command::Outcome::Written,
+                        Reason::default(),
+                    ),
                     Routed::Waiting => None,
-                    Routed::Refused(order, outcome, reason) => reporter.conclude(order, outcome, reason),
+                    Routed::Refused(order, outcome, reason) => {
+                        reporter.conclude(order, outcome, reason)
+                    }
                 }
             }
             Err(invalid) => {
-                let delivery = Delivery { message, settlement, arrived, published_ms, id: invalid.id };
+                let delivery =
+                    Delivery { message, settlement, arrived, published_ms, id: invalid.id };
                 reporter.conclude_invalid(delivery, invalid.address, invalid.reason)
             }
         }
@@ -211,7 +234,9 @@ impl<'a> Hand<'a> {
         let channel = &self.channel;
         let mut result = Ok(());
         self.acks.take(|Ack { tag, multiple }| {
-            if let Some(Err(error)) = channel.basic_ack(tag, BasicAckOptions { multiple }).now_or_never() {
+            if let Some(Err(error)) =
+                channel.basic_ack(tag, BasicAckOptions { multiple }).now_or_never()
+            {
                 result = Err(BrokerError::during("acknowledging")(error));
             }
         });
@@ -222,7 +247,8 @@ impl<'a> Hand<'a> {
     /// When to renew the consumer: at once if it has no credit left and devices that do not read
     /// hold it, after a grace if it is the publisher that all wait for, never if too much waits.
     fn renew_at(&mut self) -> Option<Instant> {
-        if self.acks.open_of_consumer() < self.prefetch || self.acks.open_count() > self.stalled_max {
+        if self.acks.open_of_consumer() < self.prefetch || self.acks.open_count() > self.stalled_max
+        {
             self.waiting_since = None;
             return None;
         }
@@ -244,7 +270,10 @@ impl<'a> Hand<'a> {
     }
 
     async fn cancel(&self) -> Result<(), BrokerError> {
-        let cancelled = self.channel.basic_cancel(self.deliveries.tag(), BasicCancelOptions { nowait: false }).await;
+        let cancelled = self
+            .channel
+            .basic_cancel(self.deliveries.tag(), BasicCancelOptions { nowait: false })
+            .await;
         cancelled.map_err(BrokerError::during("cancelling the consumer"))
     }
 
@@ -264,10 +293,12 @@ impl<'a> Hand<'a> {
 }
 
 async fn subscribe(consumer: &Consumer, channel: &Channel) -> Result<lapin::Consumer, BrokerError> {
-    let options = BasicConsumeOptions { no_local: false, no_ack: false, exclusive: false, nowait: false };
+    let options =
+        BasicConsumeOptions { no_local: false, no_ack: false, exclusive: false, nowait: false };
     let queue = consumer.settings.mq.queue.as_str();
     // The broker makes the tag: it is unique on the channel, renewed consumers included.
-    let consuming = channel.basic_consume(queue.into(), "".into(), options, FieldTable::default()).await;
+    let consuming =
+        channel.basic_consume(queue.into(), "".into(), options, FieldTable::default()).await;
     consuming.map_err(BrokerError::during("consuming"))
 }
 

@@ -104,14 +104,19 @@ pub(crate) fn decode(
     let id = body.id.map(|raw| text("id", raw)).transpose();
     let id = match id {
         Ok(id) => id.map(|id| id.into_owned().into_boxed_str()),
-        Err(reason) => return Err(Invalid { reason, id: None, address: None }),
+        Err(reason) => {
+            return Err(Invalid { reason, id: None, address: None });
+        }
     };
-    let address = body.address.ok_or_else(|| missing("address")).and_then(|raw| {
-        Address::parse(&text("address", raw)?)
-    });
+    let address = body
+        .address
+        .ok_or_else(|| missing("address"))
+        .and_then(|raw| Address::parse(&text("address", raw)?));
     let address = match address {
         Ok(address) => address,
-        Err(reason) => return Err(Invalid { reason, id, address: None }),
+        Err(reason) => {
+            return Err(Invalid { reason, id, address: None });
+        }
     };
     match fields(&body, stamps, defaults, now) {
         Ok((line, expires, if_offline)) => {
@@ -122,8 +127,8 @@ pub(crate) fn decode(
 }
 
 fn parse(body: &[u8]) -> Result<Body<'_>, Reason> {
-    let body = std::str::from_utf8(body)
-        .map_err(|error| format!("body: expected UTF-8, got {error}"))?;
+    let body =
+        std::str::from_utf8(body).map_err(|error| format!("body: expected UTF-8, got {error}"))?;
     // serde would take an array for the fields in order.
     if !body.trim_ascii_start().starts_with('{') {
         return Err(format!("body: expected a JSON object, got {}", shown(body)).into());
@@ -139,7 +144,8 @@ fn fields(
     now: Moment,
 ) -> Result<(Line, Instant, IfOffline), Reason> {
     let cmd = body.cmd.ok_or_else(|| missing("cmd"))?;
-    let cmd = if cmd.get().starts_with('"') { text("cmd", cmd)? } else { compact(cmd.get()).into() };
+    let cmd =
+        if cmd.get().starts_with('"') { text("cmd", cmd)? } else { compact(cmd.get()).into() };
     let line = Line::encode(&cmd, defaults.line_ending, defaults.line_max)?;
     let ttl_ms = body.ttl_ms.map(|raw| milliseconds("ttl_ms", raw)).transpose()?;
     body.timeout_ms.map(|raw| milliseconds("timeout_ms", raw)).transpose()?;
@@ -147,20 +153,23 @@ fn fields(
     match body.confirm.map(|raw| text("confirm", raw)).transpose()?.as_deref() {
         None | Some("written") => {}
         Some(word @ ("received" | "answered")) => return Err(unsupported("confirm", word)),
-        Some(word) => return Err(expected("confirm", "`written`, `received` or `answered`", word)),
+        Some(word) => {
+            return Err(expected("confirm", "`written`, `received` or `answered`", word));
+        }
     }
     match body.once.map(RawValue::get) {
         None | Some("false") => {}
         Some("true") => return Err(unsupported("once", "true")),
         Some(other) => return Err(expected("once", "true or false", other)),
     }
-    let if_offline = match body.if_offline.map(|raw| text("if_offline", raw)).transpose()?.as_deref() {
-        None => defaults.if_offline,
-        Some("reject") => IfOffline::Reject,
-        Some("drop") => IfOffline::Drop,
-        Some("park") => return Err(unsupported("if_offline", "park")),
-        Some(word) => return Err(expected("if_offline", "`reject`, `park` or `drop`", word)),
-    };
+    let if_offline =
+        match body.if_offline.map(|raw| text("if_offline", raw)).transpose()?.as_deref() {
+            None => defaults.if_offline,
+            Some("reject") => IfOffline::Reject,
+            Some("drop") => IfOffline::Drop,
+            Some("park") => return Err(unsupported("if_offline", "park")),
+            Some(word) => return Err(expected("if_offline", "`reject`, `park` or `drop`", word)),
+        };
     Ok((line, expires, if_offline))
 }
 
@@ -168,7 +177,8 @@ fn fields(
 /// AMQP expiration where that is sooner, both counted from publication.
 fn expiry(ttl_ms: Option<u64>, stamps: &Stamps<'_>, default: Duration, now: Moment) -> Instant {
     let ttl = ttl_ms.map_or(default, Duration::from_millis);
-    let expiration = stamps.expiration.and_then(|text| text.parse().ok()).map(Duration::from_millis);
+    let expiration =
+        stamps.expiration.and_then(|text| text.parse().ok()).map(Duration::from_millis);
     let ttl = expiration.map_or(ttl, |expiration| expiration.min(ttl));
     let age = published_ms(stamps, now).map_or(0, |published| now.wall_ms - published);
     let left = ttl.saturating_sub(Duration::from_millis(age));
@@ -289,12 +299,18 @@ mod tests {
         check(r#"{"address":"a","cmd":"x","ttl_ms":"5"}"#, "ttl_ms: expected a whole number");
         check(r#"{"address":"a","cmd":"x","ttl_ms":-1}"#, "ttl_ms: expected a whole number");
         check(r#"{"address":"a","cmd":"x","timeout_ms":1.5}"#, "timeout_ms: expected a whole");
-        check(r#"{"address":"a","cmd":"x","confirm":"answered"}"#, "confirm: `answered` is not supp");
+        check(
+            r#"{"address":"a","cmd":"x","confirm":"answered"}"#,
+            "confirm: `answered` is not supp",
+        );
         check(r#"{"address":"a","cmd":"x","confirm":"maybe"}"#, "confirm: expected `written`");
         check(r#"{"address":"a","cmd":"x","once":true}"#, "once: `true` is not supported");
         check(r#"{"address":"a","cmd":"x","once":1}"#, "once: expected true or false, got 1");
         check(r#"{"address":"a","cmd":"x","if_offline":"park"}"#, "if_offline: `park` is not supp");
-        check(r#"{"address":"a","address":"b","cmd":"x"}"#, "body: expected a JSON object, got dup");
+        check(
+            r#"{"address":"a","address":"b","cmd":"x"}"#,
+            "body: expected a JSON object, got dup",
+        );
         let not_utf8 = decode(b"{\"address\":\"\xff\"}", &Stamps::default(), &defaults(), at(0));
         assert!(not_utf8.expect_err("not UTF-8").reason.starts_with("body: expected UTF-8"));
     }

@@ -1,7 +1,7 @@
 //! `Message`: one AMQP message as it came, opaque outside this folder, and what may be asked of it.
 
 use lapin::BasicProperties;
-use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
+use lapin::types::{AMQPValue, LongString, ShortString};
 
 use super::decode::Stamps;
 use crate::command::{Outcome, Reason};
@@ -58,8 +58,12 @@ impl Message {
 
     /// The properties of the message on its way to the undelivered exchange: its own, with the
     /// outcome in two headers, and without `expiration`, which would end it there as well.
-    pub(super) fn undelivered_properties(&self, outcome: Outcome, reason: &Reason) -> BasicProperties {
-        let mut headers = self.properties.headers().clone().unwrap_or_else(FieldTable::default);
+    pub(super) fn undelivered_properties(
+        &self,
+        outcome: Outcome,
+        reason: &Reason,
+    ) -> BasicProperties {
+        let mut headers = self.properties.headers().clone().unwrap_or_default();
         let cut = reason.char_indices().nth(REASON_HEADER_MAX).map_or(reason.len(), |(at, _)| at);
         headers.insert("x-outcome".into(), long(outcome.label()));
         headers.insert("x-reason".into(), long(reason.get(..cut).unwrap_or_default()));
@@ -93,11 +97,15 @@ fn long(text: &str) -> AMQPValue {
 }
 
 fn whole_number(value: &AMQPValue) -> Option<u64> {
-    match *value {
-        AMQPValue::LongLongInt(number) => u64::try_from(number).ok(),
-        AMQPValue::LongInt(number) => u64::try_from(number).ok(),
-        AMQPValue::LongUInt(number) => Some(u64::from(number)),
-        AMQPValue::Timestamp(number) => Some(number),
-        _ => None,
+    if let AMQPValue::LongLongInt(number) = *value {
+        u64::try_from(number).ok()
+    } else if let AMQPValue::LongInt(number) = *value {
+        u64::try_from(number).ok()
+    } else if let AMQPValue::LongUInt(number) = *value {
+        Some(u64::from(number))
+    } else if let AMQPValue::Timestamp(number) = *value {
+        Some(number)
+    } else {
+        None
     }
 }

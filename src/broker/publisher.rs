@@ -85,7 +85,17 @@ impl Publisher {
         uplink: Option<Arc<Uplink>>,
         work: Arc<Notify>,
     ) -> Self {
-        Self { settings, bridge, metrics, jobs, presence, uplink, work, again: VecDeque::new(), turn: 0 }
+        Self {
+            settings,
+            bridge,
+            metrics,
+            jobs,
+            presence,
+            uplink,
+            work,
+            again: VecDeque::new(),
+            turn: 0,
+        }
     }
 
     /// Publishes until `finish`, and then until all is confirmed. True if it was.
@@ -118,7 +128,12 @@ impl Publisher {
     }
 
     /// Publishes on one channel until `finish` and all is confirmed, or the channel is lost.
-    async fn publish(&mut self, link: &Link, channel: &Channel, finish: &CancellationToken) -> Result<(), BrokerError> {
+    async fn publish(
+        &mut self,
+        link: &Link,
+        channel: &Channel,
+        finish: &CancellationToken,
+    ) -> Result<(), BrokerError> {
         let mut events = link.events();
         let mut waiting = VecDeque::new();
         let mut confirms = FuturesOrdered::new();
@@ -170,7 +185,10 @@ impl Publisher {
     fn event(&self, event: Event) -> Result<(), BrokerError> {
         if let Event::ConnectionBlocked(reason) = event {
             self.metrics.broker_blocked(true);
-            warn!(reason, "the broker takes no publications: events, receipts and undelivered commands wait until its alarm is over.");
+            warn!(
+                reason,
+                "the broker takes no publications: events, receipts and undelivered commands wait until its alarm is over."
+            );
         } else if matches!(event, Event::ConnectionUnblocked) {
             self.metrics.broker_blocked(false);
             info!("the broker takes publications again");
@@ -193,8 +211,15 @@ impl Publisher {
             self.turn = (self.turn + 1) % 3;
             match self.turn {
                 0 => self.jobs.next().map(|job| self.job(job)),
-                1 => self.presence.next().map(|(address, json)| self.event_item("presence", address, json)),
-                _ => self.uplink.as_ref()?.next().map(|(address, json)| self.event_item("uplink", address, json)),
+                1 => self
+                    .presence
+                    .next()
+                    .map(|(address, json)| self.event_item("presence", address, json)),
+                _ => self
+                    .uplink
+                    .as_ref()?
+                    .next()
+                    .map(|(address, json)| self.event_item("uplink", address, json)),
             }
         })
     }
@@ -271,7 +296,8 @@ async fn begin(channel: &Channel, item: &Item) -> Confirming {
 }
 
 async fn publish(channel: Channel, publication: Publication) -> Result<(), Refusal> {
-    let lost = |source| Refusal { error: BrokerError::during("publishing")(source), returned: None };
+    let lost =
+        |source| Refusal { error: BrokerError::during("publishing")(source), returned: None };
     let Publication { exchange, key, properties, body, mandatory } = publication;
     let options = BasicPublishOptions { mandatory, immediate: false };
     let refused = |said: &str, returned| Refusal {
@@ -282,7 +308,10 @@ async fn publish(channel: Channel, publication: Publication) -> Result<(), Refus
         },
         returned,
     };
-    let confirm = channel.basic_publish(exchange.clone(), key, options, &body, properties).await.map_err(lost)?;
+    let confirm = channel
+        .basic_publish(exchange.clone(), key, options, &body, properties)
+        .await
+        .map_err(lost)?;
     match confirm.await.map_err(lost)? {
         Confirmation::Ack(None) | Confirmation::NotRequested => Ok(()),
         Confirmation::Nack(_) => Err(refused("the broker could not take a message", None)),

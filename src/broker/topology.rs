@@ -5,6 +5,7 @@
 //! the bridge cannot work with is an error that names the object and the setting.
 
 use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
+use lapin::protocol::AMQPError;
 use lapin::types::{AMQPValue, FieldTable, LongString};
 use lapin::{Channel, ErrorKind, ExchangeKind};
 use tracing::{info, warn};
@@ -52,7 +53,11 @@ pub(super) async fn prepare_publisher(link: &Link, settings: &Settings) -> Resul
     for_publisher(link, settings, Missing::Declare).await.map(|_| ())
 }
 
-async fn for_consumer(link: &Link, settings: &Settings, missing: Missing) -> Result<Vec<String>, BrokerError> {
+async fn for_consumer(
+    link: &Link,
+    settings: &Settings,
+    missing: Missing,
+) -> Result<Vec<String>, BrokerError> {
     let mq = &settings.mq;
     let mut told = Vec::new();
     let exchange = exchange(link, &mq.exchange, ExchangeKind::Direct, missing).await?;
@@ -69,19 +74,25 @@ async fn for_consumer(link: &Link, settings: &Settings, missing: Missing) -> Res
     Ok(told)
 }
 
-async fn for_publisher(link: &Link, settings: &Settings, missing: Missing) -> Result<Vec<String>, BrokerError> {
+async fn for_publisher(
+    link: &Link,
+    settings: &Settings,
+    missing: Missing,
+) -> Result<Vec<String>, BrokerError> {
     let mq = &settings.mq;
     let mut told = Vec::new();
     let events = exchange(link, &mq.events_exchange, ExchangeKind::Topic, missing).await?;
     if events == Found::Existing {
         hold_to_topic(link, &mq.events_exchange).await?;
     }
-    let undelivered = exchange(link, &mq.undelivered_exchange, ExchangeKind::Fanout, missing).await?;
+    let undelivered =
+        exchange(link, &mq.undelivered_exchange, ExchangeKind::Fanout, missing).await?;
     let queue = queue(link, &mq.undelivered_exchange, mq.queue_type, missing).await?;
     told.extend([events.told(), undelivered.told(), queue.told()].into_iter().flatten());
     if missing == Missing::Declare {
         let both_existed = undelivered == Found::Existing && queue == Found::Existing;
-        bind(link, &mq.undelivered_exchange, &mq.undelivered_exchange, ANY_KEY, both_existed).await?;
+        bind(link, &mq.undelivered_exchange, &mq.undelivered_exchange, ANY_KEY, both_existed)
+            .await?;
     }
     Ok(told)
 }
@@ -97,39 +108,64 @@ enum Found {
 impl Found {
     fn told(&self) -> Option<String> {
         match self {
-            Self::Missing(object) => Some(format!("{object} does not exist; the bridge declares it when it starts")),
+            Self::Missing(object) => {
+                Some(format!("{object} does not exist; the bridge declares it when it starts"))
+            }
             Self::Existing | Self::Declared => None,
         }
     }
 }
 
-async fn exchange(link: &Link, name: &str, kind: ExchangeKind, missing: Missing) -> Result<Found, BrokerError> {
+async fn exchange(
+    link: &Link,
+    name: &str,
+    kind: ExchangeKind,
+    missing: Missing,
+) -> Result<Found, BrokerError> {
     let object = format!("exchange `{name}`");
-    let options = |passive| ExchangeDeclareOptions { passive, durable: true, auto_delete: false, internal: false, nowait: false };
+    let options = |passive| ExchangeDeclareOptions {
+        passive,
+        durable: true,
+        auto_delete: false,
+        internal: false,
+        nowait: false,
+    };
     let declare = async |channel: Channel, passive| {
-        channel.exchange_declare(name.into(), kind.clone(), options(passive), FieldTable::default()).await
+        channel
+            .exchange_declare(name.into(), kind.clone(), options(passive), FieldTable::default())
+            .await
     };
     match declare(link.channel().await?, true).await {
         Ok(()) => return Ok(Found::Existing),
         Err(error) if code(&error) == Some(NOT_FOUND) => {}
-        Err(error) => return Err(topology(object, &error, "check the permissions of MQ_USERNAME")),
+        Err(error) => {
+            return Err(topology(object, &error, "check the permissions of MQ_USERNAME"));
+        }
     }
     if missing == Missing::Tell {
         return Ok(Found::Missing(object));
     }
     let declared = declare(link.channel().await?, false).await;
-    declared.map_err(|error| topology(object.clone(), &error, "declare it, or let MQ_USERNAME configure it"))?;
+    declared.map_err(|error| {
+        topology(object.clone(), &error, "declare it, or let MQ_USERNAME configure it")
+    })?;
     info!(exchange = name, kind = ?kind, "declared an exchange that was missing");
     Ok(Found::Declared)
 }
 
-async fn queue(link: &Link, name: &str, kind: QueueType, missing: Missing) -> Result<Found, BrokerError> {
+async fn queue(
+    link: &Link,
+    name: &str,
+    kind: QueueType,
+    missing: Missing,
+) -> Result<Found, BrokerError> {
     let object = format!("queue `{name}`");
     match declare_queue(&link.channel().await?, name, None).await {
         Ok(()) => return Ok(Found::Existing),
         Err(error) if code(&error) == Some(NOT_FOUND) => {}
         Err(error) => {
-            let advice = "the bridge needs a queue that other connections may use, and permission for it";
+            let advice =
+                "the bridge needs a queue that other connections may use, and permission for it";
             return Err(topology(object, &error, advice));
         }
     }
@@ -137,17 +173,30 @@ async fn queue(link: &Link, name: &str, kind: QueueType, missing: Missing) -> Re
         return Ok(Found::Missing(object));
     }
     let declared = declare_queue(&link.channel().await?, name, Some(kind)).await;
-    declared.map_err(|error| topology(object.clone(), &error, "declare it, or let MQ_USERNAME configure it"))?;
+    declared.map_err(|error| {
+        topology(object.clone(), &error, "declare it, or let MQ_USERNAME configure it")
+    })?;
     info!(queue = name, kind = kind.word(), "declared a queue that was missing");
     Ok(Found::Declared)
 }
 
 /// Declares a durable queue of `kind`, or only looks for it.
-async fn declare_queue(channel: &Channel, name: &str, kind: Option<QueueType>) -> lapin::Result<()> {
-    let options = QueueDeclareOptions { passive: kind.is_none(), durable: true, exclusive: false, auto_delete: false, nowait: false };
+async fn declare_queue(
+    channel: &Channel,
+    name: &str,
+    kind: Option<QueueType>,
+) -> lapin::Result<()> {
+    let options = QueueDeclareOptions {
+        passive: kind.is_none(),
+        durable: true,
+        exclusive: false,
+        auto_delete: false,
+        nowait: false,
+    };
     let mut arguments = FieldTable::default();
     if let Some(kind) = kind {
-        arguments.insert("x-queue-type".into(), AMQPValue::LongString(LongString::from(kind.word())));
+        arguments
+            .insert("x-queue-type".into(), AMQPValue::LongString(LongString::from(kind.word())));
     }
     channel.queue_declare(name.into(), options, arguments).await.map(|_| ())
 }
@@ -166,9 +215,18 @@ async fn hold_to_type(link: &Link, name: &str, kind: QueueType) -> Result<(), Br
 
 /// Events are routed by topic; on any other exchange nobody could follow a subnet or a device.
 async fn hold_to_topic(link: &Link, name: &str) -> Result<(), BrokerError> {
-    let options = ExchangeDeclareOptions { passive: false, durable: true, auto_delete: false, internal: false, nowait: false };
+    let options = ExchangeDeclareOptions {
+        passive: false,
+        durable: true,
+        auto_delete: false,
+        internal: false,
+        nowait: false,
+    };
     let channel = link.channel().await?;
-    match channel.exchange_declare(name.into(), ExchangeKind::Topic, options, FieldTable::default()).await {
+    match channel
+        .exchange_declare(name.into(), ExchangeKind::Topic, options, FieldTable::default())
+        .await
+    {
         Err(error) if says(&error, PRECONDITION_FAILED, "'type'") => {
             let advice = "set MQ_EVENTS_EXCHANGE to a topic exchange, or delete this one and let the bridge declare it again";
             Err(topology(format!("exchange `{name}`"), &error, advice))
@@ -179,9 +237,23 @@ async fn hold_to_topic(link: &Link, name: &str) -> Result<(), BrokerError> {
 
 /// Binds, which changes nothing where the binding exists. A user who may not bind what others have
 /// set up is believed to have it bound.
-async fn bind(link: &Link, queue: &str, exchange: &str, key: &str, both_existed: bool) -> Result<(), BrokerError> {
+async fn bind(
+    link: &Link,
+    queue: &str,
+    exchange: &str,
+    key: &str,
+    both_existed: bool,
+) -> Result<(), BrokerError> {
     let channel = link.channel().await?;
-    let bound = channel.queue_bind(queue.into(), exchange.into(), key.into(), QueueBindOptions { nowait: false }, FieldTable::default()).await;
+    let bound = channel
+        .queue_bind(
+            queue.into(),
+            exchange.into(),
+            key.into(),
+            QueueBindOptions { nowait: false },
+            FieldTable::default(),
+        )
+        .await;
     match bound {
         Ok(()) => Ok(()),
         Err(error) if both_existed && code(&error) == Some(ACCESS_REFUSED) => {
@@ -190,29 +262,31 @@ async fn bind(link: &Link, queue: &str, exchange: &str, key: &str, both_existed:
         }
         Err(error) => {
             let object = format!("binding of queue `{queue}` to exchange `{exchange}`");
-            Err(topology(object, &error, "let MQ_USERNAME write to the queue and read from the exchange"))
+            Err(topology(
+                object,
+                &error,
+                "let MQ_USERNAME write to the queue and read from the exchange",
+            ))
         }
     }
 }
 
 fn topology(object: String, error: &lapin::Error, advice: &'static str) -> BrokerError {
-    let said = match error.kind() {
-        ErrorKind::ProtocolError(amqp) => amqp.get_message().to_string(),
-        _ => error.to_string(),
-    };
+    let said = amqp(error).map_or_else(|| error.to_string(), |amqp| amqp.get_message().to_string());
     BrokerError::Topology { object, said, advice }
 }
 
+/// What the broker itself said, if it was the broker.
+fn amqp(error: &lapin::Error) -> Option<&AMQPError> {
+    if let ErrorKind::ProtocolError(amqp) = error.kind() { Some(amqp) } else { None }
+}
+
 fn code(error: &lapin::Error) -> Option<u16> {
-    match error.kind() {
-        ErrorKind::ProtocolError(amqp) => Some(amqp.get_id()),
-        _ => None,
-    }
+    amqp(error).map(AMQPError::get_id)
 }
 
 fn says(error: &lapin::Error, with_code: u16, what: &str) -> bool {
-    match error.kind() {
-        ErrorKind::ProtocolError(amqp) => amqp.get_id() == with_code && amqp.get_message().as_str().contains(what),
-        _ => false,
-    }
+    amqp(error).is_some_and(|amqp| {
+        amqp.get_id() == with_code && amqp.get_message().as_str().contains(what)
+    })
 }

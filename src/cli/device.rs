@@ -47,7 +47,8 @@ impl FromStr for Range {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let (first, last) = text.split_once('-').unwrap_or((text, text));
-        let address = |text: &str| text.parse().map_err(|_| format!("expected an IP address, got {text:?}"));
+        let address =
+            |text: &str| text.parse().map_err(|_| format!("expected an IP address, got {text:?}"));
         let range = Self { first: address(first)?, last: address(last)? };
         if range.last < range.first || range.first.is_ipv4() != range.last.is_ipv4() {
             return Err(format!("expected a range from a lower to a higher address, got {text:?}"));
@@ -60,7 +61,9 @@ impl Range {
     /// How many addresses it has; of IPv6 only a single one is taken.
     fn len(self) -> u32 {
         match (self.first, self.last) {
-            (IpAddr::V4(first), IpAddr::V4(last)) => (last.to_bits() - first.to_bits()).saturating_add(1),
+            (IpAddr::V4(first), IpAddr::V4(last)) => {
+                (last.to_bits() - first.to_bits()).saturating_add(1)
+            }
             (IpAddr::V6(_), _) | (_, IpAddr::V6(_)) => 1,
         }
     }
@@ -76,11 +79,18 @@ impl Range {
 pub(super) async fn run(args: Args) -> ExitCode {
     let available = args.bind.map_or(1, Range::len);
     let count = args.count.unwrap_or(available);
-    if count == 0 || (args.bind.is_some() && count > available) || (args.bind.is_none() && count > 1) {
-        eprintln!("--count: expected 1 to {available}, the number of addresses to connect from, got {count}; --bind gives more");
+    if count == 0
+        || (args.bind.is_some() && count > available)
+        || (args.bind.is_none() && count > 1)
+    {
+        eprintln!(
+            "--count: expected 1 to {available}, the number of addresses to connect from, got {count}; --bind gives more"
+        );
         return ExitCode::from(EXIT_USAGE);
     }
-    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+    let (Ok(mut terminate), Ok(mut interrupt)) =
+        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
         eprintln!("cannot take up signals");
         return ExitCode::FAILURE;
     };
@@ -112,7 +122,11 @@ pub(super) async fn run(args: Args) -> ExitCode {
 
 /// One device: connects, serves, connects again.
 async fn live(bind: Option<IpAddr>, args: Arc<Args>, print: mpsc::Sender<String>) {
-    let builder = ExponentialBuilder::new().with_min_delay(Duration::from_millis(100)).with_max_delay(Duration::from_secs(5)).with_jitter().without_max_times();
+    let builder = ExponentialBuilder::new()
+        .with_min_delay(Duration::from_millis(100))
+        .with_max_delay(Duration::from_secs(5))
+        .with_jitter()
+        .without_max_times();
     let mut waits = builder.build();
     loop {
         match serve(bind, &args, &print).await {
@@ -120,16 +134,23 @@ async fn live(bind: Option<IpAddr>, args: Arc<Args>, print: mpsc::Sender<String>
                 waits = builder.build();
                 info!(bind = ?bind, "the bridge closed the connection; connecting again");
             }
-            Err(error) => warn!(bind = ?bind, connect = args.connect, %error, "cannot connect, or lost the connection; trying again."),
+            Err(error) => {
+                warn!(bind = ?bind, connect = args.connect, %error, "cannot connect, or lost the connection; trying again.")
+            }
         }
         tokio::time::sleep(waits.next().unwrap_or_default()).await;
     }
 }
 
-async fn serve(bind: Option<IpAddr>, args: &Args, print: &mpsc::Sender<String>) -> std::io::Result<()> {
+async fn serve(
+    bind: Option<IpAddr>,
+    args: &Args,
+    print: &mpsc::Sender<String>,
+) -> std::io::Result<()> {
     let to = tokio::net::lookup_host(&args.connect).await?;
     let to = to.into_iter().find(|to| bind.is_none_or(|bind| bind.is_ipv4() == to.is_ipv4()));
-    let to: SocketAddr = to.ok_or_else(|| std::io::Error::other("no address of that kind to connect to"))?;
+    let to: SocketAddr =
+        to.ok_or_else(|| std::io::Error::other("no address of that kind to connect to"))?;
     let socket = if to.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     if let Some(bind) = bind {
         socket.bind(SocketAddr::new(bind, 0))?;

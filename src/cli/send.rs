@@ -52,7 +52,10 @@ pub(super) async fn run(settings: Settings, args: Args) -> ExitCode {
         }
         Ok(None) => {
             let limit = humantime::format_duration(args.timeout);
-            eprintln!("no receipt within {limit}: the command is in queue `{}` or on its way; does a bridge run?", settings.mq.queue);
+            eprintln!(
+                "no receipt within {limit}: the command is in queue `{}` or on its way; does a bridge run?",
+                settings.mq.queue
+            );
             ExitCode::from(EXIT_NO_ANSWER)
         }
         Err(error) => {

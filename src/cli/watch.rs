@@ -22,7 +22,8 @@ pub(super) struct Args {
 
 pub(super) async fn run(settings: Settings, args: Args) -> ExitCode {
     let prefix = args.address.as_deref().map(|prefix| prefix.trim_end_matches('.'));
-    let key = prefix.map_or_else(|| "presence.#".to_owned(), |prefix| format!("presence.{prefix}.#"));
+    let key =
+        prefix.map_or_else(|| "presence.#".to_owned(), |prefix| format!("presence.{prefix}.#"));
     let mut events = match client::watch(&settings, &key).await {
         Ok(events) => std::pin::pin!(events),
         Err(error) => {

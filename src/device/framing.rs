@@ -22,7 +22,11 @@ impl Framer {
     }
 
     /// Takes up bytes as they come and gives every line they complete to `line`.
-    pub(crate) fn feed(&mut self, mut bytes: &[u8], mut line: impl FnMut(&[u8])) -> Result<(), TooLong> {
+    pub(crate) fn feed(
+        &mut self,
+        mut bytes: &[u8],
+        mut line: impl FnMut(&[u8]),
+    ) -> Result<(), TooLong> {
         while let Some(end) = bytes.iter().position(|byte| *byte == b'\n') {
             let (head, rest) = bytes.split_at(end);
             bytes = rest.get(1..).unwrap_or_default();

@@ -71,10 +71,14 @@ impl<T: Waits> Lane<T> {
 
     /// What is to be done next. One that has begun is always finished: half a line would spoil the next.
     pub(crate) fn head(&mut self, now: Instant) -> Head<'_, T> {
-        let Some(first) = self.waiting.front() else { return Head::Empty };
+        let Some(first) = self.waiting.front() else {
+            return Head::Empty;
+        };
         if self.written == 0 {
             let (expired, unwanted) = (first.expires() <= now, !first.is_wanted());
-            if (expired || unwanted) && let Some(first) = self.next_head(now) {
+            if (expired || unwanted)
+                && let Some(first) = self.next_head(now)
+            {
                 return if unwanted { Head::Unwanted(first) } else { Head::Expired(first) };
             }
         }
@@ -153,7 +157,12 @@ mod tests {
     }
 
     /// Writes at most `room` bytes of the lane, as a socket would.
-    fn drain(lane: &mut Lane<Item>, mut room: usize, now: Instant, wire: &mut String) -> Vec<(Item, &'static str)> {
+    fn drain(
+        lane: &mut Lane<Item>,
+        mut room: usize,
+        now: Instant,
+        wire: &mut String,
+    ) -> Vec<(Item, &'static str)> {
         let mut left = Vec::new();
         loop {
             match lane.head(now) {

@@ -15,8 +15,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
-use super::session::Session;
 use super::Devices;
+use super::session::Session;
 use crate::command::Address;
 use crate::settings;
 
@@ -44,7 +44,8 @@ struct Identified {
 impl Listener {
     /// Binds the address that devices connect to.
     pub fn bind(device: &settings::Device) -> io::Result<Self> {
-        let socket = if device.listen.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        let socket =
+            if device.listen.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
         socket.set_reuseaddr(true)?;
         if device.listen.is_ipv6() {
             SockRef::from(&socket).set_only_v6(false)?;
@@ -118,6 +119,10 @@ fn admit(identified: Identified, devices: &Arc<Devices>, sessions: &TaskTracker)
 
 /// Whether the error is about the connection that was being accepted, not about the listener.
 fn is_of_one_connection(error: &io::Error) -> bool {
-    let kinds = [io::ErrorKind::ConnectionAborted, io::ErrorKind::ConnectionReset, io::ErrorKind::Interrupted];
+    let kinds = [
+        io::ErrorKind::ConnectionAborted,
+        io::ErrorKind::ConnectionReset,
+        io::ErrorKind::Interrupted,
+    ];
     kinds.contains(&error.kind())
 }

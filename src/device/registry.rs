@@ -7,8 +7,8 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::session::Session;
 use super::EndReason;
+use super::session::Session;
 use crate::broker::Moment;
 use crate::command::Address;
 use crate::metrics::Metrics;
@@ -57,7 +57,11 @@ impl Registry {
             session.inherit(old.supersede(), now.mono);
             self.presence.changed(offline(&old, EndReason::Replaced, now));
         }
-        self.presence.changed(Change { online: true, reason: "connected", ..offline(&session, EndReason::Closed, now) });
+        self.presence.changed(Change {
+            online: true,
+            reason: "connected",
+            ..offline(&session, EndReason::Closed, now)
+        });
         self.metrics.device_connected(state.sessions.len());
         Some(session)
     }
@@ -65,7 +69,10 @@ impl Registry {
     /// Removes `session`, if it is still the one of its address.
     pub(crate) fn remove(&self, session: &Session, reason: EndReason) {
         let mut state = self.lock();
-        let is_mine = state.sessions.get(session.address()).is_some_and(|held| held.epoch() == session.epoch());
+        let is_mine = state
+            .sessions
+            .get(session.address())
+            .is_some_and(|held| held.epoch() == session.epoch());
         if is_mine {
             state.sessions.remove(session.address());
             self.presence.changed(offline(session, reason, Moment::now()));
@@ -85,8 +92,12 @@ impl Registry {
     pub fn page(&self, after: Option<&Address>, limit: usize) -> (Vec<Arc<Session>>, usize) {
         let (mut sessions, total) = {
             let state = self.lock();
-            let behind = |session: &&Arc<Session>| after.is_none_or(|after| session.address() > after);
-            (state.sessions.values().filter(behind).cloned().collect::<Vec<_>>(), state.sessions.len())
+            let behind =
+                |session: &&Arc<Session>| after.is_none_or(|after| session.address() > after);
+            (
+                state.sessions.values().filter(behind).cloned().collect::<Vec<_>>(),
+                state.sessions.len(),
+            )
         };
         if limit < sessions.len() {
             sessions.select_nth_unstable_by(limit, |a, b| a.address().cmp(b.address()));

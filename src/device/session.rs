@@ -128,7 +128,13 @@ impl Session {
     }
 
     /// Writes `order` now, or lets it wait if its turn has not come and `devices` has room.
-    pub(crate) fn offer(&self, order: Order, now: Instant, devices: &Devices, may_wait: bool) -> Offer {
+    pub(crate) fn offer(
+        &self,
+        order: Order,
+        now: Instant,
+        devices: &Devices,
+        may_wait: bool,
+    ) -> Offer {
         let mut shared = self.lock();
         if shared.end.is_some() {
             return Offer::Gone(order);
@@ -210,7 +216,9 @@ impl Session {
         devices.lanes_changed(-i64::try_from(waited).unwrap_or(i64::MAX));
         info!(address = %self.address, peer = %self.peer, epoch = self.epoch, %reason, waited, "device disconnected");
         let waited = begun.map(|order| (order, Outcome::Uncertain)).into_iter();
-        for (order, outcome) in waited.chain(unwritten.into_iter().map(|order| (order, Outcome::Offline))) {
+        for (order, outcome) in
+            waited.chain(unwritten.into_iter().map(|order| (order, Outcome::Offline)))
+        {
             devices.settle_waiting(order, outcome, reason);
         }
     }
@@ -225,7 +233,11 @@ impl Session {
                 }
                 shared.lane.deadline(devices.write_timeout)
             };
-            let interest = if deadline.is_some() { Interest::READABLE | Interest::WRITABLE } else { Interest::READABLE };
+            let interest = if deadline.is_some() {
+                Interest::READABLE | Interest::WRITABLE
+            } else {
+                Interest::READABLE
+            };
             let ready = tokio::select! {
                 biased;
                 () = self.wake.notified() => continue,
@@ -253,7 +265,11 @@ impl Session {
                 match shared.lane.head(now) {
                     Head::Empty => break,
                     Head::Expired(order) => {
-                        done.push((order, Outcome::Expired, "its ttl ended while the device did not read".into()));
+                        done.push((
+                            order,
+                            Outcome::Expired,
+                            "its ttl ended while the device did not read".into(),
+                        ));
                     }
                     Head::Unwanted(order) => unwanted.push(order),
                     Head::Write(bytes) => match self.stream.try_write(bytes) {
@@ -341,7 +357,11 @@ impl Devices {
             order.delivery.settlement.hand_back();
             return;
         }
-        let how_far = if outcome == Outcome::Uncertain { "a part of the line was written" } else { "nothing was written" };
+        let how_far = if outcome == Outcome::Uncertain {
+            "a part of the line was written"
+        } else {
+            "nothing was written"
+        };
         self.reporter.report(order, outcome, format!("{how_far}: {}", reason.explained()).into());
     }
 }

@@ -17,8 +17,12 @@ pub(super) struct Field<T>(Result<T, String>);
 impl<'de, T: Value> Deserialize<'de> for Field<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
-        let shown = || if T::SECRET { "something else" } else { text.as_str() };
-        Ok(Self(T::read(&text).ok_or_else(|| format!("expected {}, got {}", T::expected(), shown()))))
+        let shown = || {
+            if T::SECRET { "something else" } else { text.as_str() }
+        };
+        Ok(Self(
+            T::read(&text).ok_or_else(|| format!("expected {}, got {}", T::expected(), shown())),
+        ))
     }
 }
 
