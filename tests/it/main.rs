@@ -11,4 +11,22 @@
 
 mod harness;
 
+mod bridge_loss;
+mod broker_loss;
+mod check;
+mod cli;
+mod descriptors;
+mod drain;
+mod http;
+mod hundred_thousand;
+mod invalid;
+mod links;
 mod main_path;
+mod order;
+mod outcomes;
+mod presence;
+mod receipts;
+mod settings;
+mod tls;
+mod topology;
+mod uplink;

@@ -17,23 +17,12 @@ fn a_command_reaches_the_device_it_names_and_only_that_one() {
     // What the other one receives next is its own: nothing came before.
     scene.publish(&command("127.0.0.3", "STATUS"));
     assert_eq!(other.line(), "STATUS\r\n");
-    assert_eq!(
-        bridge.until_metric("rabbitline_unsettled", |unsettled| unsettled == 0.0),
-        0.0
-    );
+    assert_eq!(bridge.until_metric("rabbitline_unsettled", |unsettled| unsettled == 0.0), 0.0);
 
     let end = bridge.terminate();
     assert_eq!(end.code, Some(0), "{end:?}");
-    assert_eq!(
-        scene.amqp.depth(&scene.queue()),
-        0,
-        "what was written was acknowledged"
-    );
-    assert_eq!(
-        named.until_closed(),
-        Vec::<Vec<u8>>::new(),
-        "one line and no more"
-    );
+    assert_eq!(scene.amqp.depth(&scene.queue()), 0, "what was written was acknowledged");
+    assert_eq!(named.until_closed(), Vec::<Vec<u8>>::new(), "one line and no more");
 }
 
 #[test]
@@ -107,10 +96,6 @@ fn commands_wait_in_the_queue_until_the_bridge_comes() {
     assert_eq!(device.line(), "LATE\r\n");
     eventually("both have an outcome", || {
         let counts = (bridge.outcomes("offline"), bridge.outcomes("written"));
-        if counts == (1.0, 1.0) {
-            Ok(())
-        } else {
-            Err(format!("{counts:?}"))
-        }
+        if counts == (1.0, 1.0) { Ok(()) } else { Err(format!("{counts:?}")) }
     });
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures_util::StreamExt as _;
 use lapin::options::{
     BasicConsumeOptions, BasicPublishOptions, ConfirmSelectOptions, ExchangeDeclareOptions,
-    QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
+    ExchangeDeleteOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
 };
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{
@@ -39,18 +39,11 @@ impl Amqp {
     }
 
     async fn open(port: u16) -> lapin::Result<Self> {
-        let uri = format!("amqp://guest:guest@127.0.0.1:{port}/%2f")
-            .parse()
-            .expect("an AMQP URI");
+        let uri = format!("amqp://guest:guest@127.0.0.1:{port}/%2f").parse().expect("an AMQP URI");
         let connection = Connection::connect_uri(uri, ConnectionProperties::default()).await?;
         let channel = connection.create_channel().await?;
-        channel
-            .confirm_select(ConfirmSelectOptions { nowait: false })
-            .await?;
-        Ok(Self {
-            connection,
-            channel,
-        })
+        channel.confirm_select(ConfirmSelectOptions { nowait: false }).await?;
+        Ok(Self { connection, channel })
     }
 
     /// Publishes and waits until the broker has taken the message over.
@@ -76,10 +69,7 @@ impl Amqp {
         block_on(async {
             let mut unconfirmed = VecDeque::new();
             for (body, properties) in messages {
-                let options = BasicPublishOptions {
-                    mandatory: false,
-                    immediate: false,
-                };
+                let options = BasicPublishOptions { mandatory: false, immediate: false };
                 let publish = self.channel.basic_publish(
                     exchange.into(),
                     key.into(),
@@ -101,11 +91,8 @@ impl Amqp {
     #[track_caller]
     pub(crate) fn declare_queue(&self, name: &str, arguments: &[(&str, AMQPValue)]) {
         let options = QueueDeclareOptions::durable();
-        block_on(
-            self.channel
-                .queue_declare(name.into(), options, table(arguments)),
-        )
-        .expect("queue.declare");
+        block_on(self.channel.queue_declare(name.into(), options, table(arguments)))
+            .expect("queue.declare");
     }
 
     #[track_caller]
@@ -118,8 +105,7 @@ impl Amqp {
             nowait: false,
         };
         let declare =
-            self.channel
-                .exchange_declare(name.into(), kind, options, FieldTable::default());
+            self.channel.exchange_declare(name.into(), kind, options, FieldTable::default());
         block_on(declare).expect("exchange.declare");
     }
 
@@ -138,33 +124,52 @@ impl Amqp {
 
     #[track_caller]
     pub(crate) fn delete_queue(&self, name: &str) {
-        let options = QueueDeleteOptions {
-            if_unused: false,
-            if_empty: false,
-            nowait: false,
-        };
+        let options = QueueDeleteOptions { if_unused: false, if_empty: false, nowait: false };
         block_on(self.channel.queue_delete(name.into(), options)).expect("queue.delete");
+    }
+
+    #[track_caller]
+    pub(crate) fn delete_exchange(&self, name: &str) {
+        let options = ExchangeDeleteOptions { if_unused: false, nowait: false };
+        block_on(self.channel.exchange_delete(name.into(), options)).expect("exchange.delete");
+    }
+
+    /// Whether there is such an exchange.
+    pub(crate) fn exchange(&self, name: &str) -> Result<(), String> {
+        block_on(async {
+            let channel =
+                self.connection.create_channel().await.map_err(|error| error.to_string())?;
+            let options = ExchangeDeclareOptions {
+                durable: true,
+                passive: true,
+                auto_delete: false,
+                internal: false,
+                nowait: false,
+            };
+            let declare = channel.exchange_declare(
+                name.into(),
+                ExchangeKind::Direct,
+                options,
+                FieldTable::default(),
+            );
+            declare.await.map_err(|error| error.to_string())?;
+            channel.close(200, "done".into()).await.map_err(|error| error.to_string())
+        })
     }
 
     /// Messages ready in a queue and consumers on it, or why there is no such queue.
     pub(crate) fn queue(&self, name: &str) -> Result<(u32, u32), String> {
         block_on(async {
             // A passive declare of a missing queue closes its channel, so it gets one of its own.
-            let channel = self
-                .connection
-                .create_channel()
-                .await
-                .map_err(|error| error.to_string())?;
+            let channel =
+                self.connection.create_channel().await.map_err(|error| error.to_string())?;
             let options = QueueDeclareOptions::durable().passive();
             let queue = channel
                 .queue_declare(name.into(), options, FieldTable::default())
                 .await
                 .map_err(|error| error.to_string())?;
             let counts = (queue.message_count(), queue.consumer_count());
-            channel
-                .close(200, "done".into())
-                .await
-                .map_err(|error| error.to_string())?;
+            channel.close(200, "done".into()).await.map_err(|error| error.to_string())?;
             Ok(counts)
         })
     }
@@ -172,9 +177,7 @@ impl Amqp {
     /// Messages ready in a queue.
     #[track_caller]
     pub(crate) fn depth(&self, name: &str) -> u32 {
-        self.queue(name)
-            .unwrap_or_else(|error| panic!("queue {name}: {error}"))
-            .0
+        self.queue(name).unwrap_or_else(|error| panic!("queue {name}: {error}")).0
     }
 
     /// Everything that comes to an existing queue from now on.
@@ -198,10 +201,7 @@ impl Amqp {
     #[track_caller]
     pub(crate) fn private_queue(&self) -> String {
         let options = QueueDeclareOptions::exclusive();
-        let queue = block_on(
-            self.channel
-                .queue_declare("".into(), options, FieldTable::default()),
-        );
+        let queue = block_on(self.channel.queue_declare("".into(), options, FieldTable::default()));
         queue.expect("queue.declare").name().to_string()
     }
 }
@@ -214,12 +214,8 @@ pub(crate) struct Inbox {
 
 impl Inbox {
     async fn open(channel: Channel, queue: ShortString) -> Self {
-        let options = BasicConsumeOptions {
-            no_local: false,
-            no_ack: true,
-            exclusive: false,
-            nowait: false,
-        };
+        let options =
+            BasicConsumeOptions { no_local: false, no_ack: true, exclusive: false, nowait: false };
         let consume =
             channel.basic_consume(queue.clone(), "".into(), options, FieldTable::default());
         let mut consumer: Consumer = consume.await.expect("basic.consume");
@@ -237,10 +233,7 @@ impl Inbox {
                 }
             }
         });
-        Self {
-            queue: queue.to_string(),
-            letters,
-        }
+        Self { queue: queue.to_string(), letters }
     }
 
     /// The next message.
@@ -304,10 +297,7 @@ impl Letter {
     }
 
     pub(crate) fn correlation_id(&self) -> Option<&str> {
-        self.properties
-            .correlation_id()
-            .as_ref()
-            .map(ShortString::as_str)
+        self.properties.correlation_id().as_ref().map(ShortString::as_str)
     }
 }
 

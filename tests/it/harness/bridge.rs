@@ -20,27 +20,18 @@ pub(crate) struct Setup {
 impl Setup {
     /// A bridge at free ports of loopback, with logs that tests can read, on the broker at `broker_port`.
     pub(crate) fn new(broker_port: u16) -> Self {
-        Self {
-            settings: BTreeMap::new(),
-            files: None,
-        }
-        .set("MQ_HOST", "127.0.0.1")
-        .set("MQ_PORT", broker_port.to_string())
-        .set("DEVICE_LISTEN", "127.0.0.1:0")
-        .set("HTTP_LISTEN", "127.0.0.1:0")
-        .set("BRIDGE_NAME", "bridge-under-test")
-        .set("LOG", "info")
-        .set("LOG_FORMAT", "json")
+        Self { settings: BTreeMap::new(), files: None }
+            .set("MQ_HOST", "127.0.0.1")
+            .set("MQ_PORT", broker_port.to_string())
+            .set("DEVICE_LISTEN", "127.0.0.1:0")
+            .set("HTTP_LISTEN", "127.0.0.1:0")
+            .set("BRIDGE_NAME", "bridge-under-test")
+            .set("LOG", "info")
+            .set("LOG_FORMAT", "json")
     }
 
     pub(crate) fn set(mut self, name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
-        self.settings
-            .insert(name.as_ref().to_owned(), value.as_ref().to_owned());
-        self
-    }
-
-    pub(crate) fn unset(mut self, name: &str) -> Self {
-        self.settings.remove(OsStr::new(name));
+        self.settings.insert(name.as_ref().to_owned(), value.as_ref().to_owned());
         self
     }
 
@@ -69,11 +60,7 @@ impl Setup {
         };
         let devices = listening(&mut program, "listening for devices");
         let http = listening(&mut program, "serving HTTP");
-        Bridge {
-            program,
-            device_port: devices.port(),
-            http,
-        }
+        Bridge { program, device_port: devices.port(), http }
     }
 
     /// Runs another command of the program to its end.
@@ -172,35 +159,26 @@ impl Bridge {
     #[track_caller]
     pub(crate) fn metric(&self, series: &str) -> f64 {
         let answer = self.get("/metrics");
-        let value = answer
-            .body
-            .lines()
-            .find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        let value =
+            answer.body.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
         value.map_or(0.0, |text| {
-            text.trim()
-                .parse()
-                .unwrap_or_else(|error| panic!("{series} is {text}: {error}"))
+            text.trim().parse().unwrap_or_else(|error| panic!("{series} is {text}: {error}"))
         })
     }
 
     /// How many commands have ended so.
     #[track_caller]
     pub(crate) fn outcomes(&self, outcome: &str) -> f64 {
-        self.metric(&format!(
-            "rabbitline_commands_total{{outcome=\"{outcome}\"}}"
-        ))
+        self.metric(&format!("rabbitline_commands_total{{outcome=\"{outcome}\"}}"))
     }
 
     /// Waits until a series has a value that fits.
     #[track_caller]
     pub(crate) fn until_metric(&self, series: &str, fits: impl Fn(f64) -> bool) -> f64 {
-        eventually(
-            &format!("the series {series} has the value waited for"),
-            || {
-                let value = self.metric(series);
-                if fits(value) { Ok(value) } else { Err(value) }
-            },
-        )
+        eventually(&format!("the series {series} has the value waited for"), || {
+            let value = self.metric(series);
+            if fits(value) { Ok(value) } else { Err(value) }
+        })
     }
 
     /// What the bridge wrote to its log.
@@ -211,12 +189,8 @@ impl Bridge {
     /// Waits for a log line whose text contains all of `words`.
     #[track_caller]
     pub(crate) fn until_logged(&self, words: &[&str]) -> String {
-        let says = |line: &str| {
-            words
-                .iter()
-                .all(|word| line.contains(word))
-                .then(|| line.to_owned())
-        };
+        let says =
+            |line: &str| words.iter().all(|word| line.contains(word)).then(|| line.to_owned());
         self.log().find(&format!("a log line with {words:?}"), says)
     }
 
@@ -232,24 +206,17 @@ impl Bridge {
 #[track_caller]
 fn listening(program: &mut Program, message: &str) -> SocketAddr {
     let log = program.stderr.clone();
-    eventually(
-        &format!("the log says where the bridge is {message}"),
-        || {
-            let address = log.all().iter().find_map(|line| {
-                let line: Value = serde_json::from_str(line).ok()?;
-                let here = line["message"] == message;
-                here.then(|| line["address"].as_str()?.parse().ok())
-                    .flatten()
-            });
-            if address.is_none()
-                && let Some(status) = program.ended()
-            {
-                panic!(
-                    "the bridge ended with {status} before it listened:\n{}",
-                    log.text()
-                );
-            }
-            address.ok_or_else(|| log.text())
-        },
-    )
+    eventually(&format!("the log says where the bridge is {message}"), || {
+        let address = log.all().iter().find_map(|line| {
+            let line: Value = serde_json::from_str(line).ok()?;
+            let here = line["message"] == message;
+            here.then(|| line["address"].as_str()?.parse().ok()).flatten()
+        });
+        if address.is_none()
+            && let Some(status) = program.ended()
+        {
+            panic!("the bridge ended with {status} before it listened:\n{}", log.text());
+        }
+        address.ok_or_else(|| log.text())
+    })
 }

@@ -28,11 +28,16 @@ impl Broker {
     /// The node that tests share which do it no harm; each uses queues and exchanges of its own.
     pub(crate) fn shared() -> Arc<Self> {
         static SHARED: OnceLock<Arc<Broker>> = OnceLock::new();
-        Arc::clone(SHARED.get_or_init(|| Arc::new(Self::alone(""))))
+        Arc::clone(SHARED.get_or_init(|| Arc::new(Self::alone())))
     }
 
-    /// A node for one test alone, with lines for its `rabbitmq.conf`.
-    pub(crate) fn alone(config: &str) -> Self {
+    /// A node for one test alone.
+    pub(crate) fn alone() -> Self {
+        Self::prepared("", "[].\n")
+    }
+
+    /// A node with a `rabbitmq.conf` and an `advanced.config` of its own.
+    pub(crate) fn prepared(config: &str, advanced: &str) -> Self {
         assert!(
             Path::new("/usr/lib/rabbitmq/bin/rabbitmq-server").exists(),
             "these tests need a real broker and rabbitmq-server is not installed: run `apt-get install rabbitmq-server`"
@@ -44,11 +49,8 @@ impl Broker {
             .keep();
         reaper::remove(&dir);
         fs::write(dir.join("rabbitmq.conf"), config).expect("rabbitmq.conf");
-        let broker = Self {
-            dir,
-            port: free_port(),
-            node: Mutex::new(None),
-        };
+        fs::write(dir.join("advanced.config"), advanced).expect("advanced.config");
+        let broker = Self { dir, port: free_port(), node: Mutex::new(None) };
         broker.start();
         broker
     }
@@ -81,55 +83,38 @@ impl Broker {
             }
             greets(self.port).map_err(|error| format!("{error}; it wrote:\n{}", self.log()))
         });
-        let before = self
-            .node
-            .lock()
-            .expect("no panic under this lock")
-            .replace(node);
+        let before = self.node.lock().expect("no panic under this lock").replace(node);
         assert!(before.is_none(), "the node was running already");
     }
 
     /// Ends the node at once, as a crash would.
     pub(crate) fn kill(&self) {
-        let node = self
-            .node
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-            .take();
+        let node = self.node.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
         if let Some(mut node) = node {
             let group = format!("-{}", node.id());
-            Command::new("kill")
-                .args(["-KILL", "--", &group])
-                .status()
-                .expect("kill runs");
+            Command::new("kill").args(["-KILL", "--", &group]).status().expect("kill runs");
             node.wait().expect("a killed child ends");
             reaper::forget(node.id());
         }
     }
 
+    /// Sends a signal by name to the node.
+    pub(crate) fn signal(&self, signal: &str) {
+        let node = self.node.lock().expect("no panic under this lock");
+        let id = node.as_ref().expect("the node runs").id();
+        let status = Command::new("kill").args([&format!("-{signal}"), &id.to_string()]).status();
+        assert!(status.expect("kill runs").success(), "kill -{signal} {id}");
+    }
+
     /// `rabbitmqctl ARGS` on this node; its output.
     #[track_caller]
     pub(crate) fn ctl(&self, args: &[&str]) -> String {
-        let output = Command::new(DEV)
-            .arg("ctl")
-            .arg(&self.dir)
-            .args(args)
-            .output()
-            .expect("./dev runs");
-        let (out, err) = (
-            String::from_utf8_lossy(&output.stdout),
-            String::from_utf8_lossy(&output.stderr),
-        );
-        assert!(
-            output.status.success(),
-            "rabbitmqctl {args:?} failed: {out}{err}"
-        );
+        let output =
+            Command::new(DEV).arg("ctl").arg(&self.dir).args(args).output().expect("./dev runs");
+        let (out, err) =
+            (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "rabbitmqctl {args:?} failed: {out}{err}");
         out.into_owned()
-    }
-
-    /// Where the node keeps its files.
-    pub(crate) fn dir(&self) -> &Path {
-        &self.dir
     }
 
     fn log(&self) -> String {
@@ -155,11 +140,7 @@ pub(crate) fn free_port() -> u16 {
     let start = std::process::id() as u16;
     (0..SPAN)
         .map(|_| {
-            FIRST
-                + start
-                    .wrapping_mul(61)
-                    .wrapping_add(NEXT.fetch_add(7, Ordering::Relaxed))
-                    % SPAN
+            FIRST + start.wrapping_mul(61).wrapping_add(NEXT.fetch_add(7, Ordering::Relaxed)) % SPAN
         })
         .find(|port| TcpListener::bind(("0.0.0.0", *port)).is_ok())
         .expect("a free port")

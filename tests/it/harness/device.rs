@@ -40,10 +40,7 @@ impl Device {
     ) -> io::Result<Self> {
         let stream: TcpStream = dial(from, port, receive_buffer)?.into();
         stream.set_nodelay(true)?;
-        Ok(Self {
-            stream,
-            unread: Vec::new(),
-        })
+        Ok(Self { stream, unread: Vec::new() })
     }
 
     /// The address and port that the bridge sees.
@@ -88,9 +85,7 @@ impl Device {
 
     /// Breaks the connection with a reset instead of an orderly end.
     pub(crate) fn reset(self) {
-        socket2::SockRef::from(&self.stream)
-            .set_linger(Some(Duration::ZERO))
-            .expect("SO_LINGER");
+        socket2::SockRef::from(&self.stream).set_linger(Some(Duration::ZERO)).expect("SO_LINGER");
     }
 
     #[track_caller]
@@ -105,9 +100,7 @@ impl Device {
                 self.local(),
                 self.unread
             );
-            self.stream
-                .set_read_timeout(Some(left))
-                .expect("SO_RCVTIMEO");
+            self.stream.set_read_timeout(Some(left)).expect("SO_RCVTIMEO");
             match self.stream.read(&mut chunk) {
                 Ok(0) => return Got::End,
                 Ok(count) => {

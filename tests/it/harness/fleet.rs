@@ -55,15 +55,20 @@ impl Fleet {
             distinct: AtomicUsize::new(0),
             connections: AtomicUsize::new(0),
         });
-        let tasks = (0..count)
-            .map(|index| runtime().spawn(device(Arc::clone(&shared), index)))
-            .collect();
+        let tasks =
+            (0..count).map(|index| runtime().spawn(device(Arc::clone(&shared), index))).collect();
         Self { shared, tasks }
     }
 
     /// How many different lines have come, over all devices.
     pub(crate) fn distinct(&self) -> usize {
         self.shared.distinct.load(Ordering::Relaxed)
+    }
+
+    /// Whether at least so many different lines have come.
+    pub(crate) fn has(&self, count: usize) -> Result<(), String> {
+        let distinct = self.distinct();
+        if distinct >= count { Ok(()) } else { Err(format!("{distinct} of {count} lines")) }
     }
 
     /// How many connections were made, over all devices and the whole time.
@@ -73,11 +78,7 @@ impl Fleet {
 
     /// All lines a device received, in order.
     pub(crate) fn lines(&self, index: usize) -> Vec<String> {
-        self.shared.seen[index]
-            .lock()
-            .expect("no device panics")
-            .lines
-            .clone()
+        self.shared.seen[index].lock().expect("no device panics").lines.clone()
     }
 }
 
@@ -105,9 +106,7 @@ async fn connect(index: usize, port: u16) -> io::Result<TcpStream> {
     let socket = TcpSocket::new_v4()?;
     socket.set_reuseaddr(true)?;
     socket.bind(SocketAddr::new(IpAddr::V4(ip(index)), 0))?;
-    socket
-        .connect(SocketAddr::from(([127, 0, 0, 1], port)))
-        .await
+    socket.connect(SocketAddr::from(([127, 0, 0, 1], port))).await
 }
 
 /// Notes lines until the connection ends.

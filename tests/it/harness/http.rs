@@ -8,7 +8,6 @@ use std::time::Duration;
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) status: u16,
-    pub(crate) head: String,
     pub(crate) body: String,
 }
 
@@ -21,14 +20,6 @@ pub(crate) fn get(server: SocketAddr, path: &str) -> std::io::Result<Answer> {
     stream.read_to_string(&mut answer)?;
     let malformed = || std::io::Error::other(format!("not an HTTP answer: {answer:?}"));
     let (head, body) = answer.split_once("\r\n\r\n").ok_or_else(malformed)?;
-    let status = head
-        .split(' ')
-        .nth(1)
-        .and_then(|code| code.parse().ok())
-        .ok_or_else(malformed)?;
-    Ok(Answer {
-        status,
-        head: head.to_owned(),
-        body: body.to_owned(),
-    })
+    let status = head.split(' ').nth(1).and_then(|code| code.parse().ok()).ok_or_else(malformed)?;
+    Ok(Answer { status, body: body.to_owned() })
 }

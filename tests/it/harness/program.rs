@@ -44,11 +44,7 @@ impl Program {
         env: &[(OsString, OsString)],
     ) -> Self {
         let mut command = Command::new("/bin/sh");
-        command.args([
-            "-c",
-            &format!("ulimit -n {files} && exec \"$0\" \"$@\""),
-            RABBITLINE,
-        ]);
+        command.args(["-c", &format!("ulimit -n {files} && exec \"$0\" \"$@\""), RABBITLINE]);
         command.args(args);
         Self::spawn("rabbitline with few descriptors", command, env)
     }
@@ -62,22 +58,20 @@ impl Program {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .process_group(0);
-        let mut child = command
-            .spawn()
-            .unwrap_or_else(|error| panic!("{name} does not start: {error}"));
+        let mut child =
+            command.spawn().unwrap_or_else(|error| panic!("{name} does not start: {error}"));
         reaper::watch(child.id());
         let (stdout, stderr) = (Lines::default(), Lines::default());
         let readers = vec![
             stdout.follow(child.stdout.take().expect("piped")),
             stderr.follow(child.stderr.take().expect("piped")),
         ];
-        Self {
-            name: name.to_owned(),
-            child,
-            readers,
-            stdout,
-            stderr,
-        }
+        Self { name: name.to_owned(), child, readers, stdout, stderr }
+    }
+
+    /// The process id, which is also that of its group.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// Sends a signal by name (`TERM`, `STOP`, …) to the process itself.
@@ -100,11 +94,7 @@ impl Program {
         for reader in self.readers.drain(..) {
             reader.join().expect("a reader of output does not panic");
         }
-        Finished {
-            code,
-            stdout: self.stdout.text(),
-            stderr: self.stderr.text(),
-        }
+        Finished { code, stdout: self.stdout.text(), stderr: self.stderr.text() }
     }
 
     /// Waits until the process has ended.
@@ -132,10 +122,7 @@ impl Program {
 
     fn signal_group_kill(&self) {
         let group = format!("-{}", self.child.id());
-        Command::new("kill")
-            .args(["-KILL", "--", &group])
-            .status()
-            .expect("kill runs");
+        Command::new("kill").args(["-KILL", "--", &group]).status().expect("kill runs");
     }
 }
 
@@ -145,11 +132,7 @@ impl Drop for Program {
         reaper::forget(self.child.id());
         if std::thread::panicking() {
             eprintln!("--- {} wrote to stdout:\n{}", self.name, self.stdout.tail());
-            eprintln!(
-                "--- {} wrote to stderr:\n{}---",
-                self.name,
-                self.stderr.tail()
-            );
+            eprintln!("--- {} wrote to stderr:\n{}---", self.name, self.stderr.tail());
         }
     }
 }
@@ -174,10 +157,7 @@ impl Lines {
     #[track_caller]
     pub(crate) fn find<T>(&self, what: &str, pick: impl Fn(&str) -> Option<T>) -> T {
         eventually(what, || {
-            self.all()
-                .iter()
-                .find_map(|line| pick(line))
-                .ok_or_else(|| self.text())
+            self.all().iter().find_map(|line| pick(line)).ok_or_else(|| self.text())
         })
     }
 

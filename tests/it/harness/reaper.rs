@@ -42,9 +42,7 @@ pub(crate) fn remove(dir: &Path) {
 fn order(line: &str) {
     static REAPER: OnceLock<Mutex<ChildStdin>> = OnceLock::new();
     let reaper = REAPER.get_or_init(|| Mutex::new(start()));
-    let mut pipe = reaper
-        .lock()
-        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    let mut pipe = reaper.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     writeln!(pipe, "{line}").expect("the reaper reads its orders");
 }
 

@@ -25,18 +25,21 @@ impl Scene {
     /// On a broker for this test alone, which it may kill, block or cut off.
     #[track_caller]
     pub(crate) fn alone(name: &str) -> Self {
-        Self::on(Arc::new(Broker::alone("")), name)
+        Self::on(Arc::new(Broker::alone()), name)
     }
 
     #[track_caller]
     pub(crate) fn on(broker: Arc<Broker>, name: &str) -> Self {
         static SCENES: AtomicUsize = AtomicUsize::new(0);
         let name = format!("{name}-{}", SCENES.fetch_add(1, Ordering::Relaxed));
-        Self {
-            amqp: Amqp::connect(broker.port()),
-            broker,
-            name,
-        }
+        Self { amqp: Amqp::connect(broker.port()), broker, name }
+    }
+
+    /// Starts the broker again after it was killed, and connects to it again.
+    #[track_caller]
+    pub(crate) fn restart_broker(&mut self) {
+        self.broker.start();
+        self.amqp = Amqp::connect(self.broker.port());
     }
 
     /// The settings of a bridge on this scene's names.
@@ -67,11 +70,9 @@ impl Scene {
     /// Declares the command queue as a backend that starts before the bridge would.
     #[track_caller]
     pub(crate) fn declare(&self) {
-        self.amqp
-            .declare_exchange(&self.exchange(), ExchangeKind::Direct);
+        self.amqp.declare_exchange(&self.exchange(), ExchangeKind::Direct);
         self.amqp.declare_queue(&self.queue(), &[]);
-        self.amqp
-            .bind(&self.queue(), &self.exchange(), &self.queue());
+        self.amqp.bind(&self.queue(), &self.exchange(), &self.queue());
     }
 
     /// Publishes a command as any backend would: persistent, through the exchange.
@@ -82,8 +83,7 @@ impl Scene {
 
     #[track_caller]
     pub(crate) fn publish_with(&self, body: &[u8], properties: BasicProperties) {
-        self.amqp
-            .publish(&self.exchange(), &self.queue(), body, properties);
+        self.amqp.publish(&self.exchange(), &self.queue(), body, properties);
     }
 
     /// Publishes a command with a reply queue and returns the receipt.
@@ -121,8 +121,7 @@ impl Scene {
 
     #[track_caller]
     fn event_inbox(&self, key: &str) -> Inbox {
-        self.amqp
-            .declare_exchange(&self.events(), ExchangeKind::Topic);
+        self.amqp.declare_exchange(&self.events(), ExchangeKind::Topic);
         self.amqp.subscribe(&self.events(), key)
     }
 }
