@@ -81,11 +81,7 @@ impl Bridge {
             "bridge",
             Command::new(env!("CARGO_BIN_EXE_rabbitline"))
                 .env_clear()
-                .envs([
-                    ("MQ_HOST", "127.0.0.1"),
-                    ("MQ_QUEUE", QUEUE),
-                    ("MQ_EXCHANGE", QUEUE),
-                ])
+                .envs([("MQ_HOST", "127.0.0.1"), ("MQ_QUEUE", QUEUE), ("MQ_EXCHANGE", QUEUE)])
                 // It is paused while the queue is filled: its heartbeats must outlast that.
                 .envs([
                     ("MQ_HEARTBEAT", "60s"),
@@ -93,10 +89,7 @@ impl Bridge {
                     ("LOG_FORMAT", "json"),
                     ("BRIDGE_NAME", "bench"),
                 ])
-                .envs([
-                    ("DEVICE_LISTEN", "127.0.0.1:0"),
-                    ("HTTP_LISTEN", "127.0.0.1:0"),
-                ])
+                .envs([("DEVICE_LISTEN", "127.0.0.1:0"), ("HTTP_LISTEN", "127.0.0.1:0")])
                 .env("MQ_PORT", broker.port.to_string())
                 .env("MQ_PREFETCH", prefetch.to_string())
                 .stdin(Stdio::null())
@@ -122,23 +115,14 @@ impl Bridge {
     }
 
     fn start_limit(broker: &Broker, prefetch: u16, devices: usize) -> Result<Self> {
-        let arguments = [
-            broker.port.to_string(),
-            QUEUE.to_owned(),
-            prefetch.to_string(),
-            devices.to_string(),
-        ];
+        let arguments =
+            [broker.port.to_string(), QUEUE.to_owned(), prefetch.to_string(), devices.to_string()];
         let mut process = Process::start("bridge in C", piped(LIMIT_PROGRAM).args(arguments))?;
         let lines = process.lines()?;
         let line = lines.next(START_LIMIT)?;
-        let port = line
-            .strip_prefix("listening ")
-            .context("the bridge in C does not say its port")?;
-        Ok(Self {
-            process,
-            device_port: port.parse()?,
-            readiness: Readiness::Line(lines),
-        })
+        let port =
+            line.strip_prefix("listening ").context("the bridge in C does not say its port")?;
+        Ok(Self { process, device_port: port.parse()?, readiness: Readiness::Line(lines) })
     }
 
     /// Waits until it consumes and knows `devices` devices.
@@ -146,23 +130,15 @@ impl Bridge {
         match &self.readiness {
             Readiness::Line(lines) => {
                 let line = lines.next(START_LIMIT)?;
-                ensure!(
-                    line == "ready",
-                    "the bridge in C said {line:?} where it should be ready"
-                );
+                ensure!(line == "ready", "the bridge in C said {line:?} where it should be ready");
                 Ok(())
             }
             Readiness::Http { log, .. } => {
                 let log = log.clone();
-                wait_until(
-                    "the bridge is ready and knows its devices",
-                    POLL,
-                    START_LIMIT,
-                    || {
-                        self.process.must_run()?;
-                        Ok(self.registered()? >= devices && self.get("/readyz")?.0 == 200)
-                    },
-                )
+                wait_until("the bridge is ready and knows its devices", POLL, START_LIMIT, || {
+                    self.process.must_run()?;
+                    Ok(self.registered()? >= devices && self.get("/readyz")?.0 == 200)
+                })
                 .with_context(|| said(&log))
             }
         }
@@ -187,16 +163,11 @@ impl Bridge {
         };
         let mut stream = TcpStream::connect(address)?;
         stream.set_read_timeout(Some(START_LIMIT))?;
-        write!(
-            stream,
-            "GET {path} HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n"
-        )?;
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n")?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;
-        let status = answer
-            .get(9..12)
-            .and_then(|code| code.parse().ok())
-            .context("no HTTP status")?;
+        let status =
+            answer.get(9..12).and_then(|code| code.parse().ok()).context("no HTTP status")?;
         let (_, body) = answer.split_once("\r\n\r\n").context("no HTTP body")?;
         Ok((status, body.to_owned()))
     }
@@ -239,8 +210,5 @@ fn logged_address(log: &Path, message: &str) -> Result<Option<SocketAddr>> {
 fn said(log: &Path) -> anyhow::Error {
     let text = fs::read_to_string(log).unwrap_or_default();
     let lines: Vec<_> = text.lines().rev().take(10).collect();
-    anyhow!(
-        "the bridge's log ends (newest first):\n{}",
-        lines.join("\n")
-    )
+    anyhow!("the bridge's log ends (newest first):\n{}", lines.join("\n"))
 }

@@ -55,24 +55,13 @@ pub(crate) fn memory(broker: &Broker) -> Result<MemoryReport> {
     bridge.wait_ready(MANY)?;
     let many_kib = memory_at_rest(&bridge)?;
     let kib_per_device = (many_kib as f64 - few_kib as f64) / (MANY - FEW) as f64;
-    Ok(MemoryReport {
-        few_devices: FEW,
-        few_kib,
-        many_devices: MANY,
-        many_kib,
-        kib_per_device,
-    })
+    Ok(MemoryReport { few_devices: FEW, few_kib, many_devices: MANY, many_kib, kib_per_device })
 }
 
 /// How long it takes until `count` devices that connect at once are all registered.
 pub(crate) fn connect(broker: &Broker, count: usize, runs: usize) -> Result<ConnectReport> {
-    let registered_ms = (0..runs)
-        .map(|_| connect_once(broker, count))
-        .collect::<Result<_>>()?;
-    Ok(ConnectReport {
-        devices: count,
-        registered_ms,
-    })
+    let registered_ms = (0..runs).map(|_| connect_once(broker, count)).collect::<Result<_>>()?;
+    Ok(ConnectReport { devices: count, registered_ms })
 }
 
 fn connect_once(broker: &Broker, count: usize) -> Result<f64> {
@@ -81,12 +70,9 @@ fn connect_once(broker: &Broker, count: usize) -> Result<f64> {
     let mut devices = Devices::start()?;
     devices.begin_connect(bridge.device_port, count)?;
     let every = Duration::from_millis(2);
-    wait_until(
-        "all devices are registered",
-        every,
-        REGISTERED_LIMIT,
-        || Ok(bridge.registered()? >= count),
-    )?;
+    wait_until("all devices are registered", every, REGISTERED_LIMIT, || {
+        Ok(bridge.registered()? >= count)
+    })?;
     let registered_us = now_us();
     let started_us = devices.connected()?.started_us;
     Ok(registered_us.saturating_sub(started_us) as f64 / 1e3)
@@ -98,10 +84,7 @@ fn memory_at_rest(bridge: &Bridge) -> Result<u64> {
     let mut last = (bridge.process.memory()?, Instant::now());
     while last.1.elapsed() < AT_REST {
         if started.elapsed() > REST_LIMIT {
-            bail!(
-                "the memory of the bridge has changed for {REST_LIMIT:?}; it was {} KiB",
-                last.0
-            );
+            bail!("the memory of the bridge has changed for {REST_LIMIT:?}; it was {} KiB", last.0);
         }
         thread::sleep(Duration::from_millis(100));
         let memory = bridge.process.memory()?;

@@ -41,33 +41,18 @@ pub(crate) fn measure(broker: &Broker, prefetch: u16, commands: u64) -> Result<R
     publisher.purge(QUEUE)?;
     Load::for_devices(1)?.fill(&mut publisher, commands, 0)?;
     let program = std::env::current_exe()?;
-    let arguments = [
-        broker.port.to_string(),
-        prefetch.to_string(),
-        commands.to_string(),
-    ];
-    let program = program
-        .to_str()
-        .context("the benchmark's own path is not UTF-8")?;
-    let mut consumer = Process::start(
-        "bare consumer",
-        piped(program).arg("bare-consumer").args(arguments),
-    )?;
+    let arguments = [broker.port.to_string(), prefetch.to_string(), commands.to_string()];
+    let program = program.to_str().context("the benchmark's own path is not UTF-8")?;
+    let mut consumer =
+        Process::start("bare consumer", piped(program).arg("bare-consumer").args(arguments))?;
     let report: Report = serde_json::from_str(&consumer.lines()?.next(LIMIT)?)?;
-    Ok(Run::new(
-        commands,
-        report.first_us,
-        report.last_us,
-        report.cpu,
-    ))
+    Ok(Run::new(commands, report.first_us, report.last_us, report.cpu))
 }
 
 /// The inside of that process.
 pub(crate) fn run(port: u16, prefetch: u16, count: u64) -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build()?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let report =
         runtime.block_on(async move { tokio::spawn(consume(port, prefetch, count)).await? })?;
     writeln!(io::stdout(), "{}", serde_json::to_string(&report)?)?;
@@ -86,44 +71,25 @@ async fn consume(port: u16, prefetch: u16, count: u64) -> Result<Report> {
     )
     .await?;
     let channel = connection.create_channel().await?;
-    channel
-        .basic_qos(prefetch, BasicQosOptions { global: false })
-        .await?;
-    let options = BasicConsumeOptions {
-        no_local: false,
-        no_ack: false,
-        exclusive: false,
-        nowait: false,
-    };
-    let mut deliveries = channel
-        .basic_consume(QUEUE.into(), "".into(), options, FieldTable::default())
-        .await?;
+    channel.basic_qos(prefetch, BasicQosOptions { global: false }).await?;
+    let options =
+        BasicConsumeOptions { no_local: false, no_ack: false, exclusive: false, nowait: false };
+    let mut deliveries =
+        channel.basic_consume(QUEUE.into(), "".into(), options, FieldTable::default()).await?;
 
     let together = u64::from(prefetch / 2).max(1);
     let cpu = cpu_of("self")?;
     let mut first_us = 0;
     for number in 1..=count {
-        let delivery = deliveries
-            .next()
-            .await
-            .context("the broker ended the consumer")??;
+        let delivery = deliveries.next().await.context("the broker ended the consumer")??;
         if number == 1 {
             first_us = now_us();
         }
         if number % together == 0 || number == count {
             channel
-                .basic_ack(
-                    delivery.delivery_tag,
-                    BasicAckOptions {
-                        multiple: together > 1,
-                    },
-                )
+                .basic_ack(delivery.delivery_tag, BasicAckOptions { multiple: together > 1 })
                 .await?;
         }
     }
-    Ok(Report {
-        first_us,
-        last_us: now_us(),
-        cpu: cpu_of("self")?.saturating_sub(cpu),
-    })
+    Ok(Report { first_us, last_us: now_us(), cpu: cpu_of("self")?.saturating_sub(cpu) })
 }

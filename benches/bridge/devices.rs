@@ -72,15 +72,9 @@ impl Devices {
     /// Starts a simulator without devices.
     pub(crate) fn start() -> Result<Self> {
         let program = std::env::current_exe()?;
-        let program = program
-            .to_str()
-            .context("the benchmark's own path is not UTF-8")?;
+        let program = program.to_str().context("the benchmark's own path is not UTF-8")?;
         let mut process = Process::start("simulated devices", piped(program).arg("devices"))?;
-        Ok(Self {
-            input: process.input()?,
-            answers: process.lines()?,
-            _process: process,
-        })
+        Ok(Self { input: process.input()?, answers: process.lines()?, _process: process })
     }
 
     /// Begins to connect `count` more devices and does not wait for it.

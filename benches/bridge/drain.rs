@@ -92,17 +92,8 @@ pub(crate) fn measure(broker: &Broker, cell: Cell, runs: usize) -> Result<CellRe
             }
         }
     }
-    let ratio = ours
-        .iter()
-        .zip(&limit)
-        .map(|(ours, limit)| ours.rate / limit.rate)
-        .collect();
-    Ok(CellReport {
-        cell,
-        rabbitline: Side::of(&ours),
-        limit: Side::of(&limit),
-        ratio,
-    })
+    let ratio = ours.iter().zip(&limit).map(|(ours, limit)| ours.rate / limit.rate).collect();
+    Ok(CellReport { cell, rabbitline: Side::of(&ours), limit: Side::of(&limit), ratio })
 }
 
 /// One drain with one bridge.
@@ -118,16 +109,8 @@ pub(crate) fn drain(broker: &Broker, kind: Kind, cell: Cell) -> Result<Run> {
     let received = devices.received()?;
     let cpu = bridge.process.cpu()?.saturating_sub(cpu);
     let left = publisher.declare(QUEUE)?;
-    ensure!(
-        left == 0,
-        "{left} commands are left in the queue after all have come"
-    );
-    Ok(Run::new(
-        cell.commands,
-        received.first_us,
-        received.last_us,
-        cpu,
-    ))
+    ensure!(left == 0, "{left} commands are left in the queue after all have come");
+    Ok(Run::new(cell.commands, received.first_us, received.last_us, cpu))
 }
 
 /// A bridge that consumes from the empty queue and has its devices.

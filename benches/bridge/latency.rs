@@ -40,12 +40,7 @@ pub(crate) struct LatencyReport {
 impl LatencyReport {
     /// One line for the progress of a run.
     pub(crate) fn summary(&self) -> String {
-        let Plan {
-            bridge,
-            prefetch,
-            rate,
-            ..
-        } = self.plan;
+        let Plan { bridge, prefetch, rate, .. } = self.plan;
         let Percentiles { p50, p99, .. } = self.latency_us;
         format!(
             "latency of {}, prefetch {prefetch}, {rate}/s: p50 {p50} us, p99 {p99} us",
@@ -57,13 +52,8 @@ impl LatencyReport {
 /// Runs one bridge under one load.
 pub(crate) fn measure(broker: &Broker, plan: Plan) -> Result<LatencyReport> {
     let mut publisher = Publisher::connect(broker.port)?;
-    let (bridge, mut devices) = ready(
-        broker,
-        &mut publisher,
-        plan.bridge,
-        plan.prefetch,
-        plan.devices,
-    )?;
+    let (bridge, mut devices) =
+        ready(broker, &mut publisher, plan.bridge, plan.prefetch, plan.devices)?;
     let count = plan.rate * plan.seconds;
     devices.begin_receive(count)?;
     let cpu = bridge.process.cpu()?;
@@ -104,9 +94,7 @@ fn publish_by_the_clock(
             late.saturating_record(now.saturating_sub(time_of(number)));
         }
         if published < count {
-            thread::sleep(Duration::from_micros(
-                time_of(published).saturating_sub(now),
-            ));
+            thread::sleep(Duration::from_micros(time_of(published).saturating_sub(now)));
         }
     }
     Ok(late)

@@ -43,11 +43,7 @@ pub(crate) struct Load {
 impl Load {
     pub(crate) fn for_devices(count: usize) -> Result<Self> {
         let addresses = (0..count).map(address).collect::<Result<_>>()?;
-        Ok(Self {
-            addresses,
-            published: 0,
-            body: Vec::with_capacity(128),
-        })
+        Ok(Self { addresses, published: 0, body: Vec::with_capacity(128) })
     }
 
     /// Publishes the next command. A command that is timed carries the time at which it is meant to be sent.
@@ -59,10 +55,7 @@ impl Load {
         let number = self.published;
         let address = self.addresses[usize::try_from(number)? % self.addresses.len()];
         self.body.clear();
-        write!(
-            self.body,
-            r#"{{"address":"{address}","cmd":"{CMD}{number:07}"#
-        )?;
+        write!(self.body, r#"{{"address":"{address}","cmd":"{CMD}{number:07}"#)?;
         if let Some(time) = intended_us {
             write!(self.body, " {time}")?;
         }
@@ -76,19 +69,14 @@ impl Load {
         for _ in 0..count {
             self.publish(publisher, None)?;
         }
-        wait_until(
-            "all commands wait in the queue",
-            FILL_POLL,
-            FILL_LIMIT,
-            || {
-                let waiting = u64::from(publisher.declare(QUEUE)?);
-                ensure!(
-                    waiting <= count,
-                    "{waiting} commands wait in the queue, {count} were published"
-                );
-                Ok(waiting + u64::from(held) >= count)
-            },
-        )
+        wait_until("all commands wait in the queue", FILL_POLL, FILL_LIMIT, || {
+            let waiting = u64::from(publisher.declare(QUEUE)?);
+            ensure!(
+                waiting <= count,
+                "{waiting} commands wait in the queue, {count} were published"
+            );
+            Ok(waiting + u64::from(held) >= count)
+        })
     }
 }
 
@@ -100,24 +88,16 @@ pub(crate) struct Check {
 
 impl Check {
     pub(crate) fn for_devices(count: usize) -> Self {
-        Self {
-            next: (0..count as u64).collect(),
-        }
+        Self { next: (0..count as u64).collect() }
     }
 
     /// Takes a line as the device at `place` received it; the intended time, if the command carries one.
     pub(crate) fn line(&mut self, place: usize, line: &[u8]) -> Result<Option<u64>> {
         let (number, time) = parse(line).with_context(|| {
-            format!(
-                "device {place} received {:?}, not a command",
-                String::from_utf8_lossy(line)
-            )
+            format!("device {place} received {:?}, not a command", String::from_utf8_lossy(line))
         })?;
         let next = self.next[place];
-        ensure!(
-            number == next,
-            "device {place} received command {number} where {next} comes next"
-        );
+        ensure!(number == next, "device {place} received command {number} where {next} comes next");
         self.next[place] += self.next.len() as u64;
         Ok(time)
     }

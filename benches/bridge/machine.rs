@@ -23,9 +23,7 @@ impl Machine {
             .find_map(|line| line.strip_prefix("model name"))
             .unwrap_or("unknown processor");
         Ok(Self {
-            kernel: fs::read_to_string("/proc/sys/kernel/osrelease")?
-                .trim()
-                .to_owned(),
+            kernel: fs::read_to_string("/proc/sys/kernel/osrelease")?.trim().to_owned(),
             processor: model.trim_start_matches([' ', '\t', ':']).to_owned(),
             cores: thread::available_parallelism()?.get(),
             rabbitmq: version.to_owned(),
@@ -36,16 +34,7 @@ impl Machine {
 
 impl fmt::Display for Machine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            kernel,
-            processor,
-            cores,
-            rabbitmq,
-            date,
-        } = self;
-        write!(
-            f,
-            "{date}, Linux {kernel}, {cores} cores ({processor}), RabbitMQ {rabbitmq}"
-        )
+        let Self { kernel, processor, cores, rabbitmq, date } = self;
+        write!(f, "{date}, Linux {kernel}, {cores} cores ({processor}), RabbitMQ {rabbitmq}")
     }
 }

@@ -43,11 +43,9 @@ fn main() -> Result<()> {
     rlimit::increase_nofile_limit(FILES)?;
     match options.role {
         Some(Role::Devices) => return simulator::run(),
-        Some(Role::BareConsumer {
-            port,
-            prefetch,
-            count,
-        }) => return consumer::run(port, prefetch, count),
+        Some(Role::BareConsumer { port, prefetch, count }) => {
+            return consumer::run(port, prefetch, count);
+        }
         None => {}
     }
     process::end_with_signals()?;
@@ -79,15 +77,7 @@ fn measure(broker: &Broker, options: &Options) -> Result<Report> {
         targets: Vec::new(),
     };
     // A new broker is slower for its first second.
-    drain::drain(
-        broker,
-        Kind::LimitInC,
-        Cell {
-            prefetch: 256,
-            devices: 100,
-            commands: 50_000,
-        },
-    )?;
+    drain::drain(broker, Kind::LimitInC, Cell { prefetch: 256, devices: 100, commands: 50_000 })?;
 
     if options.wants(Part::Consumer) {
         report.consumer = measure_consumer(broker, options)?;
@@ -110,10 +100,7 @@ fn measure(broker: &Broker, options: &Options) -> Result<Report> {
     }
     if options.wants(Part::Memory) {
         let memory = connections::memory(broker)?;
-        progress(&format!(
-            "memory: {:.2} KiB for an idle device",
-            memory.kib_per_device
-        ));
+        progress(&format!("memory: {:.2} KiB for an idle device", memory.kib_per_device));
         report.memory = Some(memory);
     }
     report.judge();
@@ -124,19 +111,11 @@ fn measure_consumer(broker: &Broker, options: &Options) -> Result<Vec<ConsumerRe
     let mut reports = Vec::new();
     for prefetch in [1, 256] {
         let commands = options.commands(prefetch);
-        let runs: Result<Vec<_>> = (0..options.runs())
-            .map(|_| consumer::measure(broker, prefetch, commands))
-            .collect();
+        let runs: Result<Vec<_>> =
+            (0..options.runs()).map(|_| consumer::measure(broker, prefetch, commands)).collect();
         let side = Side::of(&runs?);
-        progress(&format!(
-            "bare consumer, prefetch {prefetch}: {}/s",
-            side.rate
-        ));
-        reports.push(ConsumerReport {
-            prefetch,
-            commands,
-            side,
-        });
+        progress(&format!("bare consumer, prefetch {prefetch}: {}/s", side.rate));
+        reports.push(ConsumerReport { prefetch, commands, side });
     }
     Ok(reports)
 }
@@ -145,11 +124,7 @@ fn measure_drain(broker: &Broker, options: &Options) -> Result<Vec<drain::CellRe
     let mut reports = Vec::new();
     for &prefetch in options.prefetch() {
         for &devices in options.devices() {
-            let cell = Cell {
-                prefetch,
-                devices,
-                commands: options.commands(prefetch),
-            };
+            let cell = Cell { prefetch, devices, commands: options.commands(prefetch) };
             let report = drain::measure(broker, cell, options.runs())?;
             let (ours, limit, ratio) = (report.rabbitline.rate, report.limit.rate, report.ratio);
             progress(&format!(
@@ -166,15 +141,8 @@ fn measure_latency(
     options: &Options,
     report: &Report,
 ) -> Result<Vec<latency::LatencyReport>> {
-    let cell = Cell {
-        prefetch: 256,
-        devices: 1_000,
-        commands: options.commands(256),
-    };
-    let half_rate = match (
-        options.latency_rate,
-        report.rate(cell.prefetch, cell.devices),
-    ) {
+    let cell = Cell { prefetch: 256, devices: 1_000, commands: options.commands(256) };
+    let half_rate = match (options.latency_rate, report.rate(cell.prefetch, cell.devices)) {
         (Some(rate), _) => rate,
         (None, Some(rate)) => half(rate),
         (None, None) => half(drain::drain(broker, Kind::Rabbitline, cell)?.rate),
@@ -182,13 +150,7 @@ fn measure_latency(
     let mut reports = Vec::new();
     for (prefetch, devices, rate) in [(1, 100, 1_000), (256, 1_000, half_rate)] {
         for bridge in [Kind::Rabbitline, Kind::LimitInC] {
-            let plan = Plan {
-                bridge,
-                prefetch,
-                devices,
-                rate,
-                seconds: options.latency_seconds(),
-            };
+            let plan = Plan { bridge, prefetch, devices, rate, seconds: options.latency_seconds() };
             let latency = latency::measure(broker, plan).with_context(|| format!("{plan:?}"))?;
             progress(&latency.summary());
             reports.push(latency);

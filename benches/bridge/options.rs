@@ -52,11 +52,7 @@ pub(crate) enum Role {
     Devices,
     /// The consumer that only acknowledges
     #[command(hide = true)]
-    BareConsumer {
-        port: u16,
-        prefetch: u16,
-        count: u64,
-    },
+    BareConsumer { port: u16, prefetch: u16, count: u64 },
 }
 
 /// A part of the benchmark.
@@ -105,9 +101,7 @@ impl Options {
             8..64 => 60_000,
             64.. => 120_000,
         };
-        self.commands
-            .unwrap_or(if self.quick { full / 2 } else { full })
-            .max(2)
+        self.commands.unwrap_or(if self.quick { full / 2 } else { full }).max(2)
     }
 
     /// Seconds for which latency is measured.

@@ -13,17 +13,26 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use rustix::{
     param::clock_ticks_per_second,
     process::{Pid, Signal, kill_process_group},
 };
+use tokio::signal::unix::{SignalKind, signal};
 
-/// The groups to kill when a signal ends the benchmark. The lock is held only to add, remove or kill.
-static RUNNING: Mutex<Vec<Pid>> = Mutex::new(Vec::new());
+/// The lock is held only to add, remove or kill.
+static GROUPS: Mutex<Groups> = Mutex::new(Groups { running: Vec::new(), ended: false });
+
+/// The groups to kill when a signal ends the benchmark; after that none is started.
+struct Groups {
+    running: Vec<Pid>,
+    ended: bool,
+}
 
 /// How many lines of a child may wait to be read; children say a handful.
 const LINES_WAITING: usize = 64;
+/// A benchmark whose processes are dead ends within this.
+const END_LIMIT: Duration = Duration::from_secs(10);
 
 /// A child process and its group.
 #[derive(Debug)]
@@ -36,13 +45,14 @@ pub(crate) struct Process {
 impl Process {
     /// Starts `command` as the leader of a new process group.
     pub(crate) fn start(name: &'static str, command: &mut Command) -> Result<Self> {
-        let child = command
-            .process_group(0)
-            .spawn()
-            .with_context(|| format!("cannot start the {name}"))?;
-        let pid = Pid::from_child(&child);
-        groups(|running| running.push(pid));
-        Ok(Self { name, child, pid })
+        with_groups(|groups| {
+            ensure!(!groups.ended, "interrupted");
+            let child = command.process_group(0).spawn();
+            let child = child.with_context(|| format!("cannot start the {name}"))?;
+            let pid = Pid::from_child(&child);
+            groups.running.push(pid);
+            Ok(Self { name, child, pid })
+        })
     }
 
     /// What it says on its standard output, which must be a pipe.
@@ -57,10 +67,7 @@ impl Process {
 
     /// Its standard input, which must be a pipe.
     pub(crate) fn input(&mut self) -> Result<ChildStdin> {
-        self.child
-            .stdin
-            .take()
-            .with_context(|| format!("the {} has no input to write", self.name))
+        self.child.stdin.take().with_context(|| format!("the {} has no input to write", self.name))
     }
 
     /// An error if it has ended.
@@ -95,10 +102,7 @@ impl Process {
             .lines()
             .find_map(|line| line.strip_prefix("RssAnon:"))
             .context("no RssAnon in /proc")?;
-        line.trim()
-            .trim_end_matches(" kB")
-            .parse()
-            .context("RssAnon is not a number")
+        line.trim().trim_end_matches(" kB").parse().context("RssAnon is not a number")
     }
 }
 
@@ -107,7 +111,7 @@ impl Drop for Process {
         // Fails only for a group that is gone; then there is nothing to do.
         kill_process_group(self.pid, Signal::KILL).ok();
         self.child.wait().ok();
-        groups(|running| running.retain(|pid| *pid != self.pid));
+        with_groups(|groups| groups.running.retain(|pid| *pid != self.pid));
     }
 }
 
@@ -149,55 +153,47 @@ pub(crate) fn cpu_of(process: &str) -> Result<Duration> {
     // The name of the process is in parentheses and may hold anything; `state` follows it, `utime` and `stime` are
     // the 12th and 13th from there.
     let (_, fields) = stat.rsplit_once(") ").context("no process name in /proc")?;
-    let ticks = fields
-        .split(' ')
-        .skip(11)
-        .take(2)
-        .map(str::parse::<u64>)
-        .sum::<Result<u64, _>>()?;
+    let ticks =
+        fields.split(' ').skip(11).take(2).map(str::parse::<u64>).sum::<Result<u64, _>>()?;
     Ok(Duration::from_secs(ticks) / u32::try_from(clock_ticks_per_second())?)
 }
 
-/// From now on Ctrl-C and a request to terminate end the benchmark and every process it started.
+/// From now on Ctrl-C and a request to terminate end every process the benchmark started. Whatever it then
+/// waits for fails, so that it ends by itself and leaves no files; if it does not, it is ended.
 pub(crate) fn end_with_signals() -> Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     thread::spawn(move || {
-        runtime.block_on(async {
-            use tokio::signal::unix::{SignalKind, signal};
-            let (Ok(mut interrupt), Ok(mut terminate)) = (
-                signal(SignalKind::interrupt()),
-                signal(SignalKind::terminate()),
-            ) else {
-                return;
-            };
-            tokio::select! {
-                _ = interrupt.recv() => {}
-                _ = terminate.recv() => {}
-            }
-            // The lock is kept to the end: nothing can be started any more.
-            groups(|running| {
-                for pid in running.iter() {
+        if runtime.block_on(told_to_end()).is_ok() {
+            with_groups(|groups| {
+                groups.ended = true;
+                for pid in &groups.running {
                     kill_process_group(*pid, Signal::KILL).ok();
                 }
-                std::process::exit(130);
             });
-        });
+            thread::sleep(END_LIMIT);
+            std::process::exit(130);
+        }
     });
+    Ok(())
+}
+
+async fn told_to_end() -> Result<()> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
     Ok(())
 }
 
 /// A command whose input and output are pipes and that sees nothing of the caller's settings.
 pub(crate) fn piped(program: &str) -> Command {
     let mut command = Command::new(program);
-    command
-        .env_clear()
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped());
+    command.env_clear().stdin(Stdio::piped()).stdout(Stdio::piped());
     command
 }
 
-fn groups<T>(f: impl FnOnce(&mut Vec<Pid>) -> T) -> T {
-    f(&mut RUNNING.lock().unwrap_or_else(PoisonError::into_inner))
+fn with_groups<T>(f: impl FnOnce(&mut Groups) -> T) -> T {
+    f(&mut GROUPS.lock().unwrap_or_else(PoisonError::into_inner))
 }

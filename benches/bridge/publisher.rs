@@ -59,23 +59,15 @@ impl Publisher {
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
         let answers = BufReader::new(stream.try_clone()?);
-        let mut publisher = Self {
-            stream,
-            answers,
-            version: String::new(),
-            batch: Vec::with_capacity(2 * BATCH),
-        };
+        let mut publisher =
+            Self { stream, answers, version: String::new(), batch: Vec::with_capacity(2 * BATCH) };
 
         publisher.batch.extend_from_slice(b"AMQP\x00\x00\x09\x01");
         let start = publisher.answer(START)?;
         publisher.version = version(&start).unwrap_or_else(|| "unknown".to_owned());
         publisher.send(
             0,
-            Arguments::of(START_OK)
-                .long(0)
-                .short("PLAIN")
-                .text(b"\0guest\0guest")
-                .short("en_US"),
+            Arguments::of(START_OK).long(0).short("PLAIN").text(b"\0guest\0guest").short("en_US"),
         );
         let tune = publisher.answer(TUNE)?;
         // As many channels and as large frames as it offers; no heartbeats.
@@ -98,61 +90,32 @@ impl Publisher {
     pub(crate) fn declare(&mut self, queue: &str) -> Result<u32> {
         self.send(
             CHANNEL,
-            Arguments::of(QUEUE_DECLARE)
-                .word(0)
-                .short(queue)
-                .octet(DURABLE)
-                .long(0),
+            Arguments::of(QUEUE_DECLARE).word(0).short(queue).octet(DURABLE).long(0),
         );
         let answer = self.answer(QUEUE_DECLARE_OK)?;
-        let count = answer
-            .get(1 + queue.len()..)
-            .and_then(|rest| rest.first_chunk());
-        Ok(u32::from_be_bytes(
-            *count.context("a queue.declare-ok without a count")?,
-        ))
+        let count = answer.get(1 + queue.len()..).and_then(|rest| rest.first_chunk());
+        Ok(u32::from_be_bytes(*count.context("a queue.declare-ok without a count")?))
     }
 
     /// Throws away what waits in the queue.
     pub(crate) fn purge(&mut self, queue: &str) -> Result<()> {
-        self.send(
-            CHANNEL,
-            Arguments::of(QUEUE_PURGE).word(0).short(queue).octet(0),
-        );
+        self.send(CHANNEL, Arguments::of(QUEUE_PURGE).word(0).short(queue).octet(0));
         self.answer(QUEUE_PURGE_OK).map(drop)
     }
 
     /// Publishes a transient message. It may stay here until `flush`.
     pub(crate) fn publish(&mut self, queue: &str, body: &[u8]) -> Result<()> {
-        self.send(
-            CHANNEL,
-            Arguments::of(PUBLISH)
-                .word(0)
-                .short("")
-                .short(queue)
-                .octet(0),
-        );
-        let header = Arguments::of((PUBLISH.0, 0))
-            .long(0)
-            .long(u32::try_from(body.len())?);
-        let header = header
-            .word(PROPERTIES)
-            .short("application/json")
-            .octet(TRANSIENT);
+        self.send(CHANNEL, Arguments::of(PUBLISH).word(0).short("").short(queue).octet(0));
+        let header = Arguments::of((PUBLISH.0, 0)).long(0).long(u32::try_from(body.len())?);
+        let header = header.word(PROPERTIES).short("application/json").octet(TRANSIENT);
         frame(&mut self.batch, HEADER, CHANNEL, &header.0);
         frame(&mut self.batch, BODY, CHANNEL, body);
-        if self.batch.len() >= BATCH {
-            self.flush()
-        } else {
-            Ok(())
-        }
+        if self.batch.len() >= BATCH { self.flush() } else { Ok(()) }
     }
 
     /// Hands all that was published to the kernel.
     pub(crate) fn flush(&mut self) -> Result<()> {
-        self.stream
-            .write_all(&self.batch)
-            .context("cannot write to the broker")?;
+        self.stream.write_all(&self.batch).context("cannot write to the broker")?;
         self.batch.clear();
         Ok(())
     }
@@ -165,21 +128,15 @@ impl Publisher {
     fn answer(&mut self, wanted: Method) -> Result<Vec<u8>> {
         self.flush()?;
         let mut head = [0; 7];
-        self.answers
-            .read_exact(&mut head)
-            .context("no answer from the broker")?;
+        self.answers.read_exact(&mut head).context("no answer from the broker")?;
         let [kind, _, _, size @ ..] = head;
         let mut payload = vec![0; u32::from_be_bytes(size) as usize + 1];
-        self.answers
-            .read_exact(&mut payload)
-            .context("half an answer from the broker")?;
+        self.answers.read_exact(&mut payload).context("half an answer from the broker")?;
         ensure!(
             kind == METHOD && payload.pop() == Some(FRAME_END),
             "not a method frame from the broker"
         );
-        let [a, b, c, d, ..] = payload[..] else {
-            bail!("an empty method frame from the broker")
-        };
+        let [a, b, c, d, ..] = payload[..] else { bail!("an empty method frame from the broker") };
         let got = (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]));
         let arguments = payload.split_off(4);
         ensure!(
@@ -221,24 +178,18 @@ impl Arguments {
 
     /// A string of at most 255 bytes: names of ours.
     fn short(self, value: &str) -> Self {
-        self.octet(u8::try_from(value.len()).unwrap_or(u8::MAX))
-            .bytes(value.as_bytes())
+        self.octet(u8::try_from(value.len()).unwrap_or(u8::MAX)).bytes(value.as_bytes())
     }
 
     fn text(self, value: &[u8]) -> Self {
-        self.long(u32::try_from(value.len()).unwrap_or(u32::MAX))
-            .bytes(value)
+        self.long(u32::try_from(value.len()).unwrap_or(u32::MAX)).bytes(value)
     }
 }
 
 fn frame(batch: &mut Vec<u8>, kind: u8, channel: u16, payload: &[u8]) {
     batch.push(kind);
     batch.extend_from_slice(&channel.to_be_bytes());
-    batch.extend_from_slice(
-        &u32::try_from(payload.len())
-            .unwrap_or(u32::MAX)
-            .to_be_bytes(),
-    );
+    batch.extend_from_slice(&u32::try_from(payload.len()).unwrap_or(u32::MAX).to_be_bytes());
     batch.extend_from_slice(payload);
     batch.push(FRAME_END);
 }

@@ -59,26 +59,10 @@ impl Report {
         };
         let registered = self.connect.iter().find(|report| report.devices == 1_000);
         let candidates = [
-            (
-                "rate / limit, prefetch 1, 100 devices",
-                ratio(1, 100),
-                Bound::AtLeast(0.75),
-            ),
-            (
-                "rate / limit, prefetch 256, 1,000 devices",
-                ratio(256, 1_000),
-                Bound::AtLeast(0.75),
-            ),
-            (
-                "rate at 10,000 devices / at 100, prefetch 1",
-                growth(1),
-                Bound::AtLeast(0.9),
-            ),
-            (
-                "rate at 10,000 devices / at 100, prefetch 256",
-                growth(256),
-                Bound::AtLeast(0.9),
-            ),
+            ("rate / limit, prefetch 1, 100 devices", ratio(1, 100), Bound::AtLeast(0.75)),
+            ("rate / limit, prefetch 256, 1,000 devices", ratio(256, 1_000), Bound::AtLeast(0.75)),
+            ("rate at 10,000 devices / at 100, prefetch 1", growth(1), Bound::AtLeast(0.9)),
+            ("rate at 10,000 devices / at 100, prefetch 256", growth(256), Bound::AtLeast(0.9)),
             (
                 "ms until 1,000 are registered",
                 registered.map(|it| it.registered_ms.median),
@@ -90,17 +74,10 @@ impl Report {
                 Bound::AtMost(3.0),
             ),
         ];
-        let judged = candidates
-            .into_iter()
-            .filter_map(|(what, measured, wanted)| {
-                let measured = measured?;
-                Some(Target {
-                    what: what.to_owned(),
-                    measured,
-                    wanted,
-                    met: wanted.holds(measured),
-                })
-            });
+        let judged = candidates.into_iter().filter_map(|(what, measured, wanted)| {
+            let measured = measured?;
+            Some(Target { what: what.to_owned(), measured, wanted, met: wanted.holds(measured) })
+        });
         self.targets = judged.collect();
     }
 
@@ -110,8 +87,7 @@ impl Report {
 
     /// Our median rate in this cell, if it was measured.
     pub(crate) fn rate(&self, prefetch: u16, devices: usize) -> Option<f64> {
-        self.cell(prefetch, devices)
-            .map(|cell| cell.rabbitline.rate.median)
+        self.cell(prefetch, devices).map(|cell| cell.rabbitline.rate.median)
     }
 
     fn cell(&self, prefetch: u16, devices: usize) -> Option<&CellReport> {
@@ -141,11 +117,7 @@ impl fmt::Display for Bound {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(
-            f,
-            "{}\nfigures: median (least-most) of {}",
-            self.machine, self.runs
-        )?;
+        writeln!(f, "{}\nfigures: median (least-most) of {}", self.machine, self.runs)?;
         self.write_rates(f)?;
         self.write_latency(f)?;
         self.write_connections(f)?;
@@ -157,11 +129,7 @@ impl Report {
     fn write_rates(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let rows = self.consumer.iter().map(|row| {
             let Side { rate, cpu_us } = row.side;
-            [
-                row.prefetch.to_string(),
-                rate.to_string(),
-                format!("{cpu_us:.1}"),
-            ]
+            [row.prefetch.to_string(), rate.to_string(), format!("{cpu_us:.1}")]
         });
         write_table(
             f,
@@ -207,10 +175,7 @@ impl Report {
                 row.latency_us.p99.to_string(),
                 row.latency_us.p999.to_string(),
                 row.latency_us.max.to_string(),
-                format!(
-                    "{} / {}",
-                    row.publisher_late_us.p50, row.publisher_late_us.p99
-                ),
+                format!("{} / {}", row.publisher_late_us.p50, row.publisher_late_us.p99),
                 format!("{:.1}", row.cpu_us),
             ]
         });
@@ -234,10 +199,8 @@ impl Report {
     }
 
     fn write_connections(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let rows = self
-            .connect
-            .iter()
-            .map(|row| [row.devices.to_string(), row.registered_ms.to_string()]);
+        let rows =
+            self.connect.iter().map(|row| [row.devices.to_string(), row.registered_ms.to_string()]);
         write_table(
             f,
             "Devices that connect at once: milliseconds until all are registered",
@@ -269,12 +232,7 @@ impl Report {
                 met.to_owned(),
             ]
         });
-        write_table(
-            f,
-            "Targets",
-            ["what", "measured", "wanted", ""],
-            rows.collect(),
-        )
+        write_table(f, "Targets", ["what", "measured", "wanted", ""], rows.collect())
     }
 }
 
@@ -293,11 +251,8 @@ fn write_table<const N: usize>(
     for row in &rows {
         let mut line = String::new();
         for (column, text) in row.iter().enumerate() {
-            let width = rows
-                .iter()
-                .map(|row| row[column].chars().count())
-                .max()
-                .unwrap_or_default();
+            let width =
+                rows.iter().map(|row| row[column].chars().count()).max().unwrap_or_default();
             write!(line, "  {text:>width$}")?;
         }
         writeln!(f, "{}", line.trim_end())?;

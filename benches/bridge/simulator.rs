@@ -83,16 +83,11 @@ impl Simulator {
                 Token(place),
                 Interest::READABLE | Interest::WRITABLE,
             )?;
-            self.devices.push(Device {
-                stream,
-                connected: false,
-                rest: Vec::new(),
-            });
+            self.devices.push(Device { stream, connected: false, rest: Vec::new() });
         }
         let mut connected = 0;
         while connected < count {
-            self.wait()
-                .with_context(|| format!("{connected} of {count} devices are connected"))?;
+            self.wait().with_context(|| format!("{connected} of {count} devices are connected"))?;
             for event in self.events.iter().filter(|event| event.is_writable()) {
                 let device = &mut self.devices[event.token().0];
                 if let Some(error) = device.stream.take_error()? {
@@ -101,28 +96,20 @@ impl Simulator {
                 connected += usize::from(!std::mem::replace(&mut device.connected, true));
             }
         }
-        Ok(Connected {
-            started_us,
-            finished_us: now_us(),
-        })
+        Ok(Connected { started_us, finished_us: now_us() })
     }
 
     fn receive(&mut self, count: u64) -> Result<Received> {
         let cpu = cpu_of("self")?;
         let mut tally = Tally::new(self.devices.len())?;
         while tally.lines < count {
-            self.wait()
-                .with_context(|| format!("{} of {count} commands came", tally.lines))?;
+            self.wait().with_context(|| format!("{} of {count} commands came", tally.lines))?;
             for event in self.events.iter().filter(|event| event.is_readable()) {
                 let place = event.token().0;
                 self.devices[place].read(&mut self.buffer, |line| tally.line(place, line))?;
             }
         }
-        ensure!(
-            tally.lines == count,
-            "{} commands came instead of {count}",
-            tally.lines
-        );
+        ensure!(tally.lines == count, "{} commands came instead of {count}", tally.lines);
         tally.report(cpu_of("self")?.saturating_sub(cpu))
     }
 
@@ -204,20 +191,14 @@ impl Tally {
         }
         self.lines += 1;
         if let Some(intended) = self.check.line(place, line)? {
-            self.latencies
-                .saturating_record(now_us().saturating_sub(intended));
+            self.latencies.saturating_record(now_us().saturating_sub(intended));
         }
         Ok(())
     }
 
     fn report(self, cpu: Duration) -> Result<Received> {
         let latency = (!self.latencies.is_empty()).then(|| Percentiles::of(&self.latencies));
-        Ok(Received {
-            first_us: self.first_us,
-            last_us: now_us(),
-            cpu,
-            latency,
-        })
+        Ok(Received { first_us: self.first_us, last_us: now_us(), cpu, latency })
     }
 }
 

@@ -18,11 +18,7 @@ impl FromIterator<f64> for Spread {
         let mut sorted: Vec<_> = figures.into_iter().collect();
         sorted.sort_by(f64::total_cmp);
         let (Some(min), Some(max)) = (sorted.first(), sorted.last()) else {
-            return Self {
-                median: f64::NAN,
-                min: f64::NAN,
-                max: f64::NAN,
-            };
+            return Self { median: f64::NAN, min: f64::NAN, max: f64::NAN };
         };
         let middle = sorted.len() / 2;
         let median = if sorted.len().is_multiple_of(2) {
@@ -30,11 +26,7 @@ impl FromIterator<f64> for Spread {
         } else {
             sorted[middle]
         };
-        Self {
-            median,
-            min: *min,
-            max: *max,
-        }
+        Self { median, min: *min, max: *max }
     }
 }
 
@@ -42,10 +34,6 @@ impl fmt::Display for Spread {
     /// `median (min-max)`, with the precision asked for.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let digits = f.precision().unwrap_or(0);
-        write!(
-            f,
-            "{:.digits$} ({:.digits$}-{:.digits$})",
-            self.median, self.min, self.max
-        )
+        write!(f, "{:.digits$} ({:.digits$}-{:.digits$})", self.median, self.min, self.max)
     }
 }
