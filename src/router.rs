@@ -32,6 +32,11 @@ impl Router {
         Self { devices, waiting_max }
     }
 
+    /// Forgets what waits for devices on behalf of an AMQP channel that is dead.
+    pub(crate) fn drop_unwanted(&self) {
+        self.devices.drop_unwanted();
+    }
+
     /// How many orders wait in lanes.
     pub(crate) fn waiting(&self) -> usize {
         self.devices.waiting()

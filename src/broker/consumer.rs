@@ -78,6 +78,7 @@ impl Consumer {
             result = self.consume(&link, drain) => result,
         };
         self.up(false);
+        self.router.drop_unwanted();
         link.close().await;
         result
     }
@@ -286,7 +287,13 @@ impl<'a> Hand<'a> {
                 Some(tag) => self.settle(tag),
                 None => break,
             }
-            self.acknowledge()?;
+            // The connection is closed next: these have to be on the wire before.
+            let mut due = Vec::new();
+            self.acks.take(|ack| due.push(ack));
+            for Ack { tag, multiple } in due {
+                let acked = self.channel.basic_ack(tag, BasicAckOptions { multiple }).await;
+                acked.map_err(BrokerError::during("acknowledging"))?;
+            }
         }
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! `Message`: one AMQP message as it came, opaque outside this folder, and what may be asked of it.
 
 use lapin::BasicProperties;
-use lapin::types::{AMQPValue, LongString, ShortString};
+use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
 
 use super::decode::Stamps;
 use crate::command::{Outcome, Reason};
@@ -10,6 +10,10 @@ use crate::command::{Outcome, Reason};
 const TIMESTAMP_MS_HEADER: &str = "timestamp_in_ms";
 /// The longest reason a header carries; the log has it whole.
 const REASON_HEADER_MAX: usize = 1024;
+/// Headers travel in one frame, which is 128 KiB unless the broker is set otherwise. A message whose
+/// headers fill it could not be published again with more of them: the broker would close the
+/// connection, each time anew.
+const HEADERS_BYTES_MAX: usize = 100 * 1024;
 
 /// A message as the broker delivered it.
 #[derive(Debug)]
@@ -45,11 +49,26 @@ impl Message {
         reply_to.filter(|name| !name.is_empty())
     }
 
-    /// The properties of a receipt: what lets the sender recognise its command.
+    /// The message's headers without those in `without`; none at all if they are so large that the
+    /// broker would refuse a frame with one header more.
+    fn headers(&self, without: &[&str]) -> FieldTable {
+        let mut headers = FieldTable::default();
+        let all =
+            self.properties.headers().as_ref().filter(|all| table_size(all) <= HEADERS_BYTES_MAX);
+        for (name, value) in all.into_iter().flat_map(|all| all.inner()) {
+            if !without.contains(&name.as_str()) {
+                headers.insert(name.clone(), value.clone());
+            }
+        }
+        headers
+    }
+
+    /// The properties of a receipt: what lets the sender recognise its command. `CC` and `BCC` would
+    /// have the broker route it to further queues.
     pub(super) fn receipt_properties(&self) -> BasicProperties {
         let mut properties = BasicProperties::default()
             .with_content_type("application/json".into())
-            .with_headers(self.properties.headers().clone().unwrap_or_default());
+            .with_headers(self.headers(&["CC", "BCC"]));
         if let Some(id) = self.properties.correlation_id() {
             properties = properties.with_correlation_id(id.clone());
         }
@@ -63,7 +82,7 @@ impl Message {
         outcome: Outcome,
         reason: &Reason,
     ) -> BasicProperties {
-        let mut headers = self.properties.headers().clone().unwrap_or_default();
+        let mut headers = self.headers(&[]);
         let cut = reason.char_indices().nth(REASON_HEADER_MAX).map_or(reason.len(), |(at, _)| at);
         headers.insert("x-outcome".into(), long(outcome.label()));
         headers.insert("x-reason".into(), long(reason.get(..cut).unwrap_or_default()));
@@ -96,6 +115,26 @@ fn long(text: &str) -> AMQPValue {
     AMQPValue::LongString(LongString::from(text))
 }
 
+fn table_size(table: &FieldTable) -> usize {
+    table.inner().iter().map(|(name, value)| 1 + name.as_str().len() + value_size(value)).sum()
+}
+
+/// Bytes that a value takes in a frame, or a few more.
+fn value_size(value: &AMQPValue) -> usize {
+    const SCALAR: usize = 9;
+    if let AMQPValue::LongString(text) = value {
+        SCALAR + text.len()
+    } else if let AMQPValue::ByteArray(bytes) = value {
+        SCALAR + bytes.len()
+    } else if let AMQPValue::FieldTable(table) = value {
+        SCALAR + table_size(table)
+    } else if let AMQPValue::FieldArray(array) = value {
+        SCALAR + array.as_slice().iter().map(value_size).sum::<usize>()
+    } else {
+        SCALAR
+    }
+}
+
 fn whole_number(value: &AMQPValue) -> Option<u64> {
     if let AMQPValue::LongLongInt(number) = *value {
         u64::try_from(number).ok()
@@ -107,5 +146,54 @@ fn whole_number(value: &AMQPValue) -> Option<u64> {
         Some(number)
     } else {
         None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(headers: &[(&str, usize)]) -> Message {
+        let mut table = FieldTable::default();
+        for (name, length) in headers {
+            table.insert((*name).into(), long(&"x".repeat(*length)));
+        }
+        let properties = BasicProperties::default()
+            .with_headers(table)
+            .with_message_id("m7".into())
+            .with_correlation_id("c7".into())
+            .with_expiration("500".into())
+            .with_user_id("guest".into());
+        Message { body: Vec::new(), properties, routing_key: ShortString::default() }
+    }
+
+    fn names(properties: &BasicProperties) -> Vec<&str> {
+        let headers = properties.headers().as_ref().expect("headers");
+        headers.inner().keys().map(ShortString::as_str).collect()
+    }
+
+    #[test]
+    fn an_undelivered_copy_keeps_everything_but_what_would_end_or_refuse_it() {
+        let copy =
+            message(&[("trace", 5)]).undelivered_properties(Outcome::Offline, &"gone".into());
+        assert_eq!(names(&copy), ["trace", "x-outcome", "x-reason"]);
+        assert_eq!(copy.message_id().as_ref().map(ShortString::as_str), Some("m7"));
+        assert!(copy.expiration().is_none() && copy.user_id().is_none());
+    }
+
+    #[test]
+    fn a_receipt_is_recognised_and_goes_nowhere_else() {
+        let receipt = message(&[("trace", 5), ("CC", 5), ("BCC", 5)]).receipt_properties();
+        assert_eq!(names(&receipt), ["trace"]);
+        assert_eq!(receipt.correlation_id().as_ref().map(ShortString::as_str), Some("c7"));
+    }
+
+    #[test]
+    fn headers_that_fill_a_frame_are_left_behind() {
+        let large = message(&[("huge", HEADERS_BYTES_MAX)]);
+        let copy = large.undelivered_properties(Outcome::Invalid, &"x".repeat(9_999).into());
+        assert_eq!(names(&copy), ["x-outcome", "x-reason"]);
+        let size = table_size(copy.headers().as_ref().expect("headers"));
+        assert!(size < REASON_HEADER_MAX + 100, "{size}");
     }
 }

@@ -65,7 +65,7 @@ struct Owed {
     undelivered: bool,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 struct Publication {
     exchange: ShortString,
     key: ShortString,
@@ -153,7 +153,9 @@ impl Publisher {
                 Some(confirmed) = confirms.next(), if !confirms.is_empty() => match confirmed {
                     Ok(()) => self.confirmed(waiting.pop_front()),
                     Err(Refusal { error, returned }) => {
-                        waiting.extend(returned.map(|publication| Item { publications: vec![publication], owed: None }));
+                        let lost = |lost: &Publication| !waiting.iter().any(|item: &Item| item.publications.contains(lost));
+                        let lost = returned.filter(lost);
+                        waiting.extend(lost.map(|publication| Item { publications: vec![publication], owed: None }));
                         break Err(error);
                     }
                 },

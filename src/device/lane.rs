@@ -115,6 +115,21 @@ impl<T: Waits> Lane<T> {
         self.waiting.split_off(begun.min(self.waiting.len()))
     }
 
+    /// Takes out what nobody wants any more, but not what is partly written.
+    pub(crate) fn take_unwanted(&mut self) -> Vec<T> {
+        let begun = usize::from(self.written > 0);
+        let (mut unwanted, mut kept) = (Vec::new(), VecDeque::new());
+        for (index, item) in std::mem::take(&mut self.waiting).into_iter().enumerate() {
+            if index < begun || item.is_wanted() {
+                kept.push_back(item);
+            } else {
+                unwanted.push(item);
+            }
+        }
+        self.waiting = kept;
+        unwanted
+    }
+
     fn next_head(&mut self, now: Instant) -> Option<T> {
         let first = self.waiting.pop_front();
         self.written = 0;
@@ -208,6 +223,19 @@ mod tests {
         assert_eq!(begun.map(|item| item.text), Some("abc".to_owned()));
         assert_eq!(rest.len(), 2);
         assert!(lane.is_empty() && lane.deadline(Duration::ZERO).is_none());
+    }
+
+    #[test]
+    fn what_nobody_wants_leaves_unless_it_has_begun() {
+        let now = Instant::now();
+        let mut lane = Lane::new(now);
+        for (text, wanted) in [("abc", false), ("def", true), ("ghi", false)] {
+            lane.push(Item { wanted, ..item(text, now) }, 0, now);
+        }
+        assert_eq!(lane.wrote(1, now), None);
+        let unwanted = lane.take_unwanted();
+        assert_eq!(unwanted.iter().map(|item| &*item.text).collect::<Vec<_>>(), ["ghi"]);
+        assert_eq!(lane.len(), 2);
     }
 
     #[test]

@@ -80,11 +80,15 @@ impl Registry {
         }
     }
 
+    /// All sessions.
+    pub(crate) fn all(&self) -> Vec<Arc<Session>> {
+        self.lock().sessions.values().cloned().collect()
+    }
+
     /// Admits nobody any more and gives all sessions.
     pub(crate) fn close(&self) -> Vec<Arc<Session>> {
-        let mut state = self.lock();
-        state.closed = true;
-        state.sessions.values().cloned().collect()
+        self.lock().closed = true;
+        self.all()
     }
 
     /// Up to `limit` sessions in the order of their addresses, from behind `after`; and how many

@@ -196,6 +196,13 @@ impl Session {
         }
     }
 
+    /// Forgets what waits and is wanted no more, because the broker delivers it again.
+    fn drop_unwanted(&self, devices: &Devices) {
+        let unwanted = self.lock().lane.take_unwanted();
+        devices.lanes_changed(-i64::try_from(unwanted.len()).unwrap_or(i64::MAX));
+        unwanted.into_iter().for_each(|order| order.delivery.settlement.hand_back());
+    }
+
     /// Serves the connection to its end, then takes it out of the registry and reports what waited.
     pub(crate) async fn serve(self: Arc<Self>, devices: Arc<Devices>) {
         info!(address = %self.address, peer = %self.peer, epoch = self.epoch, "device connected");
@@ -331,6 +338,12 @@ impl Session {
 }
 
 impl Devices {
+    /// Forgets all orders whose AMQP channel is dead, so that they take no room from those that
+    /// are delivered again.
+    pub(crate) fn drop_unwanted(&self) {
+        self.registry.all().iter().for_each(|session| session.drop_unwanted(self));
+    }
+
     /// How many orders wait in lanes.
     pub(crate) fn waiting(&self) -> usize {
         self.waiting.load(Ordering::Relaxed)
