@@ -86,10 +86,8 @@ fn a_queue_deleted_under_the_bridge_is_declared_again() {
 #[test]
 fn a_channel_closed_by_the_broker_is_opened_again_and_the_commands_on_it_come_again() {
     // A broker that closes a channel which has not acknowledged for two seconds, and looks every second.
-    let broker = Broker::prepared(
-        "consumer_timeout = 2000\n",
-        "[{rabbit, [{channel_tick_interval, 1000}]}].\n",
-    );
+    let broker =
+        Broker::prepared(&[("consumer_timeout", "2000"), ("channel_tick_interval", "1000")]);
     let scene = Scene::on(Arc::new(broker), "channel-error");
     let setup =
         scene.setup().set("DEVICE_LINE_MAX", STALL_LINE_MAX).set("DEVICE_WRITE_TIMEOUT", "10m");

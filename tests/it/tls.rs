@@ -15,14 +15,12 @@ fn the_broker_is_reached_over_tls_and_only_if_its_certificate_is_trusted() {
     let stranger = authority(files.path(), "stranger");
     let (certificate, key) = server_certificate(files.path(), "trusted");
     let port = free_port();
-    let config = format!(
-        "listeners.ssl.1 = 127.0.0.1:{port}\nssl_options.cacertfile = {}\nssl_options.certfile = {}\n\
-         ssl_options.keyfile = {}\nssl_options.verify = verify_none\n",
-        trusted.display(),
-        certificate.display(),
-        key.display(),
+    let listeners = format!("[{{\"127.0.0.1\",{port}}}]");
+    let options = format!(
+        "[{{cacertfile,{trusted:?}}},{{certfile,{certificate:?}}},{{keyfile,{key:?}}},{{verify,verify_none}}]"
     );
-    let scene = Scene::on(Arc::new(Broker::prepared(&config, "[].\n")), "tls");
+    let settings = [("ssl_listeners", &*listeners), ("ssl_options", &*options)];
+    let scene = Scene::on(Arc::new(Broker::prepared(&settings)), "tls");
     let tls = scene.setup().set("MQ_TLS", "on").set("MQ_PORT", port.to_string());
 
     for host in ["127.0.0.1", "localhost"] {

@@ -41,11 +41,12 @@ impl Setup {
         self
     }
 
-    /// Starts the bridge and waits until it says it is ready.
+    /// Starts the bridge and waits until it consumes and has seen to what it publishes to.
     #[track_caller]
     pub(crate) fn start(&self) -> Bridge {
         let mut bridge = self.launch();
         bridge.until_ready();
+        bridge.until_metric("rabbitline_broker_up{connection=\"publisher\"}", |up| up == 1.0);
         bridge
     }
 

@@ -21,23 +21,33 @@ const START: Duration = Duration::from_secs(90);
 pub(crate) struct Broker {
     dir: PathBuf,
     port: u16,
+    settings: String,
     node: Mutex<Option<Child>>,
 }
 
 impl Broker {
     /// The node that tests share which do it no harm; each uses queues and exchanges of its own.
     pub(crate) fn shared() -> Arc<Self> {
-        static SHARED: OnceLock<Arc<Broker>> = OnceLock::new();
-        Arc::clone(SHARED.get_or_init(|| Arc::new(Self::alone())))
+        static SHARED: OnceLock<Option<Arc<Broker>>> = OnceLock::new();
+        // If it does not start, one test says why and the others need not try again.
+        let mut why = None;
+        let shared = SHARED.get_or_init(|| {
+            let started = std::panic::catch_unwind(Self::alone);
+            started.map(Arc::new).map_err(|panic| why = Some(panic)).ok()
+        });
+        if let Some(panic) = why {
+            std::panic::resume_unwind(panic);
+        }
+        Arc::clone(shared.as_ref().expect("the shared node did not start; another test says why"))
     }
 
     /// A node for one test alone.
     pub(crate) fn alone() -> Self {
-        Self::prepared("", "[].\n")
+        Self::prepared(&[])
     }
 
-    /// A node with a `rabbitmq.conf` and an `advanced.config` of its own.
-    pub(crate) fn prepared(config: &str, advanced: &str) -> Self {
+    /// A node with settings of its own: of the application `rabbit`, each value an Erlang term without blanks.
+    pub(crate) fn prepared(settings: &[(&str, &str)]) -> Self {
         assert!(
             Path::new("/usr/lib/rabbitmq/bin/rabbitmq-server").exists(),
             "these tests need a real broker and rabbitmq-server is not installed: run `apt-get install rabbitmq-server`"
@@ -48,9 +58,9 @@ impl Broker {
             .expect("a temporary directory")
             .keep();
         reaper::remove(&dir);
-        fs::write(dir.join("rabbitmq.conf"), config).expect("rabbitmq.conf");
-        fs::write(dir.join("advanced.config"), advanced).expect("advanced.config");
-        let broker = Self { dir, port: free_port(), node: Mutex::new(None) };
+        let settings =
+            settings.iter().map(|(name, value)| format!("-rabbit {name} {value} ")).collect();
+        let broker = Self { dir, port: free_port(), settings, node: Mutex::new(None) };
         broker.start();
         broker
     }
@@ -70,6 +80,7 @@ impl Broker {
             .arg("broker")
             .arg(&self.dir)
             .arg(self.port.to_string())
+            .env("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", &self.settings)
             .stdin(Stdio::null())
             .stdout(output.try_clone().expect("a second handle"))
             .stderr(output)
