@@ -45,6 +45,16 @@ pub enum BrokerError {
         /// How long it had.
         limit: humantime::FormattedDuration,
     },
+    /// A TCP connection, and an end before AMQP was agreed on.
+    #[error(
+        "no AMQP with {address}: {said}; check that MQ_HOST and MQ_PORT lead to RabbitMQ's AMQP port, and MQ_TLS to how it speaks there"
+    )]
+    Handshake {
+        /// Host and port.
+        address: String,
+        /// What happened instead.
+        said: String,
+    },
     /// TLS could not be agreed on.
     #[error(
         "no TLS with the broker at {address}: {source}; check MQ_TLS and MQ_CA_FILE, and that the certificate names MQ_HOST"

@@ -4,6 +4,7 @@ mod check;
 mod device;
 mod send;
 mod serve;
+mod signals;
 mod watch;
 
 use std::io::IsTerminal;

@@ -171,11 +171,7 @@ fn refused(mq: &Broker, error: lapin::Error) -> BrokerError {
     const ACCESS_REFUSED: u16 = 403;
     const NOT_ALLOWED: u16 = 530;
     let ErrorKind::ProtocolError(amqp) = error.kind() else {
-        if let ErrorKind::IOError(source) = error.kind() {
-            let source = io::Error::new(source.kind(), source.to_string());
-            return BrokerError::Unreachable { address: address(mq), source };
-        }
-        return BrokerError::during("connecting")(error);
+        return BrokerError::Handshake { address: address(mq), said: error.to_string() };
     };
     let (address, username, said) =
         (address(mq), mq.username.clone(), amqp.get_message().to_string());

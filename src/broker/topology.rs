@@ -4,7 +4,9 @@
 //! channel of its own, because the broker closes the channel that asks for what is not there. A type
 //! the bridge cannot work with is an error that names the object and the setting.
 
-use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
+use lapin::options::{
+    BasicConsumeOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions,
+};
 use lapin::protocol::AMQPError;
 use lapin::types::{AMQPValue, FieldTable, LongString};
 use lapin::{Channel, ErrorKind, ExchangeKind};
@@ -66,6 +68,9 @@ async fn for_consumer(
     told.extend(queue.told());
     if queue == Found::Existing && settings.queue_type_is_set {
         hold_to_type(link, &mq.queue, mq.queue_type).await?;
+    }
+    if missing == Missing::Tell && queue == Found::Existing {
+        may_consume(link, &mq.queue).await?;
     }
     if missing == Missing::Declare {
         let both_existed = exchange == Found::Existing && queue == Found::Existing;
@@ -210,6 +215,23 @@ async fn hold_to_type(link: &Link, name: &str, kind: QueueType) -> Result<(), Br
             Err(topology(format!("queue `{name}`"), &error, advice))
         }
         Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+/// Whether the user may consume, found out without taking a message: the broker looks at the user's
+/// rights first, and then refuses an argument that cannot be.
+async fn may_consume(link: &Link, name: &str) -> Result<(), BrokerError> {
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-priority".into(), AMQPValue::LongString(LongString::from("none")));
+    let options =
+        BasicConsumeOptions { no_local: false, no_ack: false, exclusive: false, nowait: false };
+    let channel = link.channel().await?;
+    match channel.basic_consume(name.into(), "".into(), options, arguments).await {
+        Err(error) if code(&error) == Some(ACCESS_REFUSED) => {
+            let advice = "let MQ_USERNAME read from it";
+            Err(topology(format!("queue `{name}`"), &error, advice))
+        }
+        Ok(_) | Err(_) => Ok(()),
     }
 }
 

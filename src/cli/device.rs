@@ -9,12 +9,12 @@ use std::time::Duration;
 use backon::{BackoffBuilder, ExponentialBuilder};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpSocket;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
 use super::EXIT_USAGE;
+use super::signals::Signals;
 
 /// Lines that may wait to be printed, all devices together; then the devices read no further.
 const PRINT_QUEUE: usize = 10_000;
@@ -88,11 +88,12 @@ pub(super) async fn run(args: Args) -> ExitCode {
         );
         return ExitCode::from(EXIT_USAGE);
     }
-    let (Ok(mut terminate), Ok(mut interrupt)) =
-        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-    else {
-        eprintln!("cannot take up signals");
-        return ExitCode::FAILURE;
+    let mut signals = match Signals::take_up() {
+        Ok(signals) => signals,
+        Err(error) => {
+            eprintln!("cannot take up signals: {error}");
+            return ExitCode::FAILURE;
+        }
     };
     let (print, mut printed) = mpsc::channel::<String>(PRINT_QUEUE);
     let args = Arc::new(args);
@@ -112,8 +113,7 @@ pub(super) async fn run(args: Args) -> ExitCode {
         }
     });
     tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+        _ = signals.next() => {}
         _ = printer => {}
     }
     devices.shutdown().await;

@@ -3,7 +3,9 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde_json::Value;
+use serde_json::value::RawValue;
 
 use super::{EXIT_NO_ANSWER, EXIT_UNAVAILABLE, EXIT_USAGE};
 use crate::broker::client;
@@ -29,22 +31,39 @@ pub(super) struct Args {
     timeout: Duration,
 }
 
+#[derive(Serialize)]
+struct Body<'a> {
+    address: &'a str,
+    cmd: &'a RawValue,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ttl_ms: Option<u64>,
+}
+
 pub(super) async fn run(settings: Settings, args: Args) -> ExitCode {
-    let cmd = if args.json { serde_json::from_str(&args.cmd) } else { Ok(Value::String(args.cmd)) };
-    let mut body = match cmd {
-        Ok(cmd) => json!({ "address": args.address, "cmd": cmd }),
+    // JSON is sent as it was typed, its keys in their order.
+    let cmd = if args.json {
+        RawValue::from_string(args.cmd)
+    } else {
+        serde_json::value::to_raw_value(&args.cmd)
+    };
+    let cmd = match cmd {
+        Ok(cmd) => cmd,
         Err(error) => {
             eprintln!("CMD: expected JSON, because of --json: {error}");
             return ExitCode::from(EXIT_USAGE);
         }
     };
-    if let Some(id) = args.id {
-        body["id"] = id.into();
-    }
-    if let Some(ttl) = args.ttl {
-        body["ttl_ms"] = u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX).into();
-    }
-    match client::send(&settings, body.to_string().into_bytes(), args.timeout).await {
+    let body = Body {
+        address: &args.address,
+        cmd: &cmd,
+        id: args.id.as_deref(),
+        ttl_ms: args.ttl.map(|ttl| u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX)),
+    };
+    // Strings, a number and JSON: this cannot fail.
+    let body = serde_json::to_vec(&body).unwrap_or_default();
+    match client::send(&settings, body, args.timeout).await {
         Ok(Some(receipt)) => {
             println!("{}", String::from_utf8_lossy(&receipt));
             let receipt: Value = serde_json::from_slice(&receipt).unwrap_or_default();

@@ -7,6 +7,7 @@ use futures_util::StreamExt;
 use serde_json::Value;
 
 use super::EXIT_UNAVAILABLE;
+use super::signals::Signals;
 use crate::broker::client;
 use crate::settings::Settings;
 
@@ -31,7 +32,18 @@ pub(super) async fn run(settings: Settings, args: Args) -> ExitCode {
             return ExitCode::from(EXIT_UNAVAILABLE);
         }
     };
-    while let Some(event) = events.next().await {
+    let mut signals = match Signals::take_up() {
+        Ok(signals) => signals,
+        Err(error) => {
+            eprintln!("cannot take up signals: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    loop {
+        let event = tokio::select! {
+            _ = signals.next() => return ExitCode::SUCCESS,
+            Some(event) = events.next() => event,
+        };
         let line = match event {
             Ok(body) if args.json => String::from_utf8_lossy(&body).into_owned(),
             Ok(body) => shown(&serde_json::from_slice(&body).unwrap_or_default()),
@@ -42,10 +54,9 @@ pub(super) async fn run(settings: Settings, args: Args) -> ExitCode {
         };
         // Whoever read us may be gone, as with `| head`.
         if writeln!(std::io::stdout(), "{line}").is_err() {
-            break;
+            return ExitCode::SUCCESS;
         }
     }
-    ExitCode::SUCCESS
 }
 
 /// `2026-11-21T14:30:00.123Z  online   10.2.0.7  connected`
