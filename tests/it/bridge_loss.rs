@@ -46,7 +46,7 @@ fn a_bridge_killed_mid_stream_loses_no_command_and_repeats_only_those_in_hand() 
             .count();
         if missing == 0 { Ok(()) } else { Err(format!("{missing} are neither here nor there")) }
     });
-    bridge.until_metric("rabbitline_unsettled", |unsettled| unsettled == 0.0);
+    scene.until_drained(&bridge);
     let arrived = stream.arrived(&fleet);
     let twice =
         arrived.duplicates + offline.iter().filter(|line| !arrived.missing.contains(line)).count();

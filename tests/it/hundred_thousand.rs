@@ -35,7 +35,7 @@ fn a_hundred_thousand_commands_reach_a_thousand_devices_though_the_broker_crashe
     println!("{} commands came again after the crashes", arrived.duplicates);
     assert_eq!(fleet.connections(), DEVICES, "no device was cut off");
     // The broker may have forgotten acknowledgements: what it delivers again is written again, and then it is empty.
-    bridge.until_metric("rabbitline_unsettled", |unsettled| unsettled == 0.0);
+    scene.until_drained(&bridge);
     assert_eq!(bridge.terminate().code, Some(0));
     assert_eq!(scene.amqp.depth(&scene.queue()), 0);
 }

@@ -1,7 +1,7 @@
 //! The other side of the broker: what an HTTP backend or an operator's tool does, through an AMQP client.
 
 use std::collections::VecDeque;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
@@ -258,11 +258,7 @@ impl Inbox {
 
     /// What has come and was not taken yet; waits for nothing.
     pub(crate) fn so_far(&self) -> Vec<Letter> {
-        std::iter::from_fn(|| match self.letters.try_recv() {
-            Ok(letter) => Some(letter),
-            Err(TryRecvError::Empty | TryRecvError::Disconnected) => None,
-        })
-        .collect()
+        self.letters.try_iter().collect()
     }
 }
 

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use lapin::types::AMQPValue;
 use lapin::{BasicProperties, ExchangeKind};
 use serde_json::{Value, json};
 
-use super::{Amqp, Broker, Inbox, Setup, persistent};
+use super::{Amqp, Bridge, Broker, Inbox, Setup, eventually, persistent};
 
 pub(crate) struct Scene {
     // Before the broker, so that it is closed while there is somebody to answer.
@@ -70,8 +71,14 @@ impl Scene {
     /// Declares the command queue as a backend that starts before the bridge would.
     #[track_caller]
     pub(crate) fn declare(&self) {
+        self.declare_with(&[]);
+    }
+
+    /// The same, with arguments for the queue.
+    #[track_caller]
+    pub(crate) fn declare_with(&self, arguments: &[(&str, AMQPValue)]) {
         self.amqp.declare_exchange(&self.exchange(), ExchangeKind::Direct);
-        self.amqp.declare_queue(&self.queue(), &[]);
+        self.amqp.declare_queue(&self.queue(), arguments);
         self.amqp.bind(&self.queue(), &self.exchange(), &self.queue());
     }
 
@@ -92,6 +99,21 @@ impl Scene {
         let receipts = self.receipts();
         self.publish_with(command.to_string().as_bytes(), reply_to(&receipts));
         receipts.next().json()
+    }
+
+    /// Waits until no command is in the queue and none in the bridge's hands.
+    #[track_caller]
+    pub(crate) fn until_drained(&self, bridge: &Bridge) {
+        eventually("the queue is empty and nothing is unsettled", || {
+            let (ready, unsettled) =
+                (self.amqp.depth(&self.queue()), bridge.metric("rabbitline_unsettled"));
+            // Between a look at one and a look at the other a command may pass from there to here, not back.
+            if ready == 0 && unsettled == 0.0 {
+                Ok(())
+            } else {
+                Err(format!("{ready} ready, {unsettled} unsettled"))
+            }
+        });
     }
 
     /// A reply queue.
