@@ -23,7 +23,7 @@ const POLL: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub(crate) struct Broker {
     // Dropped in this order: first the process, then its files.
-    _process: Process,
+    pub(crate) process: Process,
     files: TempDir,
     pub(crate) port: u16,
     pub(crate) version: String,
@@ -56,7 +56,7 @@ impl Broker {
             }
             process.must_run().with_context(|| said(files.path()))?;
         };
-        Ok(Self { _process: process, files, port, version })
+        Ok(Self { process, files, port, version })
     }
 
     /// A folder that lives as long as the node, for the logs of what runs against it.

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     broker::Broker,
     clock::now_us,
-    drain::Run,
+    drain::{CpuOf, Run},
     load::{Load, QUEUE},
     process::{Process, cpu_of, piped},
     publisher::Publisher,
@@ -43,10 +43,17 @@ pub(crate) fn measure(broker: &Broker, prefetch: u16, commands: u64) -> Result<R
     let program = std::env::current_exe()?;
     let arguments = [broker.port.to_string(), prefetch.to_string(), commands.to_string()];
     let program = program.to_str().context("the benchmark's own path is not UTF-8")?;
-    let mut consumer =
-        Process::start("bare consumer", piped(program).arg("bare-consumer").args(arguments))?;
+    let mut command = piped(program);
+    command.arg("bare-consumer").args(arguments);
+    let broker_cpu = broker.process.cpu()?;
+    let mut consumer = Process::start("bare consumer", &mut command)?;
     let report: Report = serde_json::from_str(&consumer.lines()?.next(LIMIT)?)?;
-    Ok(Run::new(commands, report.first_us, report.last_us, report.cpu))
+    let cpu = CpuOf {
+        bridge: report.cpu,
+        broker: broker.process.cpu()?.saturating_sub(broker_cpu),
+        devices: Duration::ZERO,
+    };
+    Ok(Run::new(commands, report.first_us, report.last_us, cpu))
 }
 
 /// The inside of that process.

@@ -25,16 +25,29 @@ use crate::{
 pub(crate) struct Run {
     /// Commands a second.
     pub(crate) rate: f64,
-    /// Processor time of the bridge for a command, in microseconds.
-    pub(crate) cpu_us: f64,
+    /// Processor time for a command, in microseconds.
+    pub(crate) cpu_us: CpuOf<f64>,
+}
+
+/// Something about the processor time of each of those who share the processors.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(crate) struct CpuOf<T> {
+    pub(crate) bridge: T,
+    pub(crate) broker: T,
+    pub(crate) devices: T,
 }
 
 impl Run {
-    pub(crate) fn new(commands: u64, first_us: u64, last_us: u64, cpu: Duration) -> Self {
+    pub(crate) fn new(commands: u64, first_us: u64, last_us: u64, cpu: CpuOf<Duration>) -> Self {
         let seconds = last_us.saturating_sub(first_us).max(1) as f64 / 1e6;
+        let each = |cpu: Duration| cpu.as_secs_f64() * 1e6 / commands as f64;
         Self {
             rate: (commands - 1) as f64 / seconds,
-            cpu_us: cpu.as_secs_f64() * 1e6 / commands as f64,
+            cpu_us: CpuOf {
+                bridge: each(cpu.bridge),
+                broker: each(cpu.broker),
+                devices: each(cpu.devices),
+            },
         }
     }
 }
@@ -58,17 +71,21 @@ pub(crate) struct CellReport {
 }
 
 /// One bridge's figures in a cell.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Copy, Serialize)]
 pub(crate) struct Side {
     pub(crate) rate: Spread,
-    pub(crate) cpu_us: Spread,
+    pub(crate) cpu_us: CpuOf<Spread>,
 }
 
 impl Side {
     pub(crate) fn of(runs: &[Run]) -> Self {
         Self {
             rate: runs.iter().map(|run| run.rate).collect(),
-            cpu_us: runs.iter().map(|run| run.cpu_us).collect(),
+            cpu_us: CpuOf {
+                bridge: runs.iter().map(|run| run.cpu_us.bridge).collect(),
+                broker: runs.iter().map(|run| run.cpu_us.broker).collect(),
+                devices: runs.iter().map(|run| run.cpu_us.devices).collect(),
+            },
         }
     }
 }
@@ -104,10 +121,14 @@ pub(crate) fn drain(broker: &Broker, kind: Kind, cell: Cell) -> Result<Run> {
     bridge.process.pause()?;
     Load::for_devices(cell.devices)?.fill(&mut publisher, cell.commands, cell.prefetch)?;
     devices.begin_receive(cell.commands)?;
-    let cpu = bridge.process.cpu()?;
+    let (bridge_cpu, broker_cpu) = (bridge.process.cpu()?, broker.process.cpu()?);
     bridge.process.resume()?;
     let received = devices.received()?;
-    let cpu = bridge.process.cpu()?.saturating_sub(cpu);
+    let cpu = CpuOf {
+        bridge: bridge.process.cpu()?.saturating_sub(bridge_cpu),
+        broker: broker.process.cpu()?.saturating_sub(broker_cpu),
+        devices: received.cpu,
+    };
     let left = publisher.declare(QUEUE)?;
     ensure!(left == 0, "{left} commands are left in the queue after all have come");
     Ok(Run::new(cell.commands, received.first_us, received.last_us, cpu))

@@ -16,7 +16,7 @@ use std::{
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use rustix::{
     param::clock_ticks_per_second,
-    process::{Pid, Signal, kill_process_group},
+    process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid},
 };
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -78,10 +78,16 @@ impl Process {
         }
     }
 
-    /// Stops it from running, as if it were never scheduled.
+    /// Stops it from running, as if it were never scheduled, and waits until the last of its threads has stopped.
     pub(crate) fn pause(&self) -> Result<()> {
-        kill_process_group(self.pid, Signal::STOP)
-            .with_context(|| format!("cannot pause the {}", self.name))
+        let pause = || {
+            kill_process_group(self.pid, Signal::STOP)?;
+            let options = WaitIdOptions::STOPPED | WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+            waitid(WaitId::Pid(self.pid), options)
+        };
+        let status = pause().with_context(|| format!("cannot pause the {}", self.name))?;
+        ensure!(status.is_some_and(|status| status.stopped()), "the {} has ended", self.name);
+        Ok(())
     }
 
     /// Lets it run again.

@@ -6,9 +6,10 @@ use serde::Serialize;
 
 use crate::{
     connections::{ConnectReport, MemoryReport},
-    drain::{CellReport, Side},
+    drain::{CellReport, CpuOf, Side},
     latency::LatencyReport,
     machine::Machine,
+    stats::Spread,
 };
 
 /// All figures of one run.
@@ -106,6 +107,16 @@ impl Bound {
     }
 }
 
+impl fmt::Display for CpuOf<Spread> {
+    /// The medians, with the precision asked for.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let digits = f.precision().unwrap_or(0);
+        let [bridge, broker, devices] =
+            [self.bridge, self.broker, self.devices].map(|of| of.median);
+        write!(f, "{bridge:.digits$} / {broker:.digits$} / {devices:.digits$}")
+    }
+}
+
 impl fmt::Display for Bound {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -129,12 +140,17 @@ impl Report {
     fn write_rates(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let rows = self.consumer.iter().map(|row| {
             let Side { rate, cpu_us } = row.side;
-            [row.prefetch.to_string(), rate.to_string(), format!("{cpu_us:.1}")]
+            [
+                row.prefetch.to_string(),
+                rate.to_string(),
+                format!("{:.1}", cpu_us.bridge),
+                format!("{:.1}", cpu_us.broker),
+            ]
         });
         write_table(
             f,
             "A consumer (lapin) that only acknowledges",
-            ["prefetch", "messages/s", "CPU us/message"],
+            ["prefetch", "messages/s", "CPU us/message", "broker's"],
             rows.collect(),
         )?;
         let rows = self.drain.iter().map(|row| {
@@ -150,16 +166,9 @@ impl Report {
         });
         write_table(
             f,
-            "From a full queue to the devices: rabbitline and the limit, a bridge in C without checks",
-            [
-                "prefetch",
-                "devices",
-                "commands/s",
-                "limit/s",
-                "ratio",
-                "CPU us/command",
-                "limit's CPU us",
-            ],
+            "From a full queue to the devices: rabbitline and the limit, a bridge in C without checks\n\
+             (CPU: microseconds a command of the bridge / the broker / the simulated devices)",
+            ["prefetch", "devices", "commands/s", "limit/s", "ratio", "CPU", "limit's CPU"],
             rows.collect(),
         )
     }
@@ -210,14 +219,14 @@ impl Report {
         let rows = self.memory.iter().map(|memory| {
             [
                 format!("{:.2}", memory.kib_per_device),
-                format!("{} with {}", memory.few_kib, memory.few_devices),
-                format!("{} with {}", memory.many_kib, memory.many_devices),
+                format!("{} KiB with {}", memory.few_kib, memory.few_devices),
+                format!("{} KiB with {}", memory.many_kib, memory.many_devices),
             ]
         });
         write_table(
             f,
             "User memory of rabbitline for an idle device",
-            ["KiB/device", "KiB in all", "and"],
+            ["KiB/device", "from", "to"],
             rows.collect(),
         )
     }

@@ -31,9 +31,13 @@ impl FromIterator<f64> for Spread {
 }
 
 impl fmt::Display for Spread {
-    /// `median (min-max)`, with the precision asked for.
+    /// `median (min-max)`, or the one figure there is, with the precision asked for.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let digits = f.precision().unwrap_or(0);
-        write!(f, "{:.digits$} ({:.digits$}-{:.digits$})", self.median, self.min, self.max)
+        write!(f, "{:.digits$}", self.median)?;
+        if self.min < self.max {
+            write!(f, " ({:.digits$}-{:.digits$})", self.min, self.max)?;
+        }
+        Ok(())
     }
 }
