@@ -100,6 +100,9 @@ impl Consumer {
             }
             hand.take_what_is_ready()?;
             hand.acknowledge()?;
+            // lapin's stream knows nothing of tokio's budget: a full queue must not keep the other
+            // tasks of this thread waiting.
+            tokio::task::coop::consume_budget().await;
         }
         self.up(false);
         hand.finish().await

@@ -10,6 +10,7 @@ use crate::settings::Settings;
 use crate::systemd;
 
 pub(super) async fn run(settings: Settings) -> ExitCode {
+    end_on_panic();
     // Taken up before anything is started, so that no signal finds the bridge half made.
     let mut signals = match Signals::take_up() {
         Ok(signals) => signals,
@@ -35,4 +36,14 @@ pub(super) async fn run(settings: Settings) -> ExitCode {
     watchdog.abort();
     info!(clean, "stopped");
     if clean { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// A panic is a bug. Half a bridge that goes on, with a part of it dead, would be worse than none:
+/// the service manager starts a whole one, and the broker delivers again what was in hand.
+fn end_on_panic() {
+    let tell = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        tell(panic);
+        std::process::abort();
+    }));
 }
