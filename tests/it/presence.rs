@@ -118,6 +118,21 @@ fn after_an_outage_of_the_broker_the_truth_is_published() {
     scene.restart_broker();
 
     let after = scene.amqp.consume("kept events");
+    bridge.until_metric("rabbitline_broker_up{connection=\"publisher\"}", |up| up == 1.0);
+    println!("{}", scene.broker.ctl(&["list_bindings"]));
+    println!("{}", scene.broker.ctl(&["list_queues", "name", "messages", "consumers", "durable"]));
+    println!("{}", scene.broker.ctl(&["list_exchanges"]));
+    println!(
+        "{}",
+        scene.broker.ctl(&[
+            "list_connections",
+            "name",
+            "state",
+            "channels",
+            "send_cnt",
+            "recv_cnt"
+        ])
+    );
     let expected =
         [("127.0.0.2", true), ("127.0.0.3", false), ("127.0.0.4", true), ("127.0.0.5", true)];
     eventually("presence tells the truth", || {
