@@ -10,12 +10,12 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::{
     broker::Broker,
-    devices::wait_until,
+    clock::wait_until,
     load::QUEUE,
     process::{Lines, Process, piped},
 };
@@ -144,6 +144,14 @@ impl Bridge {
         }
     }
 
+    /// What it logged last, to say with an error.
+    pub(crate) fn said(&self) -> String {
+        match &self.readiness {
+            Readiness::Http { log, .. } => said(log),
+            Readiness::Line(_) => "the bridge in C says no more".to_owned(),
+        }
+    }
+
     /// How many devices it has registered.
     pub(crate) fn registered(&self) -> Result<usize> {
         #[derive(Deserialize)]
@@ -207,8 +215,8 @@ fn logged_address(log: &Path, message: &str) -> Result<Option<SocketAddr>> {
 }
 
 /// The end of the bridge's log.
-fn said(log: &Path) -> anyhow::Error {
+fn said(log: &Path) -> String {
     let text = fs::read_to_string(log).unwrap_or_default();
     let lines: Vec<_> = text.lines().rev().take(10).collect();
-    anyhow!("the bridge's log ends (newest first):\n{}", lines.join("\n"))
+    format!("the bridge's log ends (newest first):\n{}", lines.join("\n"))
 }

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 use tempfile::TempDir;
 
 use crate::{process::Process, publisher::Publisher};
@@ -74,7 +74,7 @@ fn free_port() -> Result<u16> {
         .context("no free port for a private broker")
 }
 
-fn said(files: &Path) -> anyhow::Error {
+fn said(files: &Path) -> String {
     let output = std::fs::read_to_string(files.join("output")).unwrap_or_default();
-    anyhow!("the private broker does not start; it said:\n{output}")
+    format!("the private broker does not start; it said:\n{output}")
 }

@@ -12,8 +12,8 @@ use serde::Serialize;
 use crate::{
     bridge::{Bridge, Kind},
     broker::Broker,
-    clock::now_us,
-    devices::{Devices, wait_until},
+    clock::{now_us, wait_until},
+    devices::Devices,
     drain::ready,
     publisher::Publisher,
     stats::Spread,

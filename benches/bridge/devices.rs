@@ -1,12 +1,7 @@
 //! The devices of a measurement: a child process, this same program started as `devices`, that holds any
 //! number of connections and does as it is told over its standard input. See `simulator` for its inside.
 
-use std::{
-    fmt::Debug,
-    io::Write,
-    process::ChildStdin,
-    time::{Duration, Instant},
-};
+use std::{io::Write, process::ChildStdin, time::Duration};
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
@@ -35,11 +30,10 @@ pub(crate) enum Answer {
     Failed(String),
 }
 
-/// When the first device began to connect and the last one had a connection.
+/// All have a connection; when the first began.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub(crate) struct Connected {
     pub(crate) started_us: u64,
-    pub(crate) finished_us: u64,
 }
 
 /// When the first and the last line came, and the latencies of the commands that carried a time.
@@ -128,21 +122,4 @@ fn unexpected<T>(answer: &Answer) -> Result<T> {
             bail!("the simulated devices answered {answer:?} to something else")
         }
     }
-}
-
-/// Polls until `condition` holds.
-pub(crate) fn wait_until(
-    what: impl Debug,
-    every: Duration,
-    within: Duration,
-    mut condition: impl FnMut() -> Result<bool>,
-) -> Result<()> {
-    let started = Instant::now();
-    while !condition()? {
-        if started.elapsed() > within {
-            bail!("waited {within:?} in vain: {what:?}");
-        }
-        std::thread::sleep(every);
-    }
-    Ok(())
 }

@@ -123,7 +123,7 @@ pub(crate) fn drain(broker: &Broker, kind: Kind, cell: Cell) -> Result<Run> {
     devices.begin_receive(cell.commands)?;
     let (bridge_cpu, broker_cpu) = (bridge.process.cpu()?, broker.process.cpu()?);
     bridge.process.resume()?;
-    let received = devices.received()?;
+    let received = devices.received().with_context(|| bridge.said())?;
     let cpu = CpuOf {
         bridge: bridge.process.cpu()?.saturating_sub(bridge_cpu),
         broker: broker.process.cpu()?.saturating_sub(broker_cpu),

@@ -58,7 +58,7 @@ pub(crate) fn measure(broker: &Broker, plan: Plan) -> Result<LatencyReport> {
     devices.begin_receive(count)?;
     let cpu = bridge.process.cpu()?;
     let late = publish_by_the_clock(&mut publisher, plan, count)?;
-    let received = devices.received()?;
+    let received = devices.received().with_context(|| bridge.said())?;
     let cpu = bridge.process.cpu()?.saturating_sub(cpu);
     Ok(LatencyReport {
         plan,

@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-use crate::{devices::wait_until, publisher::Publisher};
+use crate::{clock::wait_until, publisher::Publisher};
 
 /// The queue of the benchmark.
 pub(crate) const QUEUE: &str = "bench";

@@ -96,7 +96,7 @@ impl Simulator {
                 connected += usize::from(!std::mem::replace(&mut device.connected, true));
             }
         }
-        Ok(Connected { started_us, finished_us: now_us() })
+        Ok(Connected { started_us })
     }
 
     fn receive(&mut self, count: u64) -> Result<Received> {
