@@ -239,7 +239,7 @@ mod tests {
             let mut online = [false; 4];
             let mut epochs = [0u64; 4];
             let mut seen: [Vec<(u64, bool)>; 4] = Default::default();
-            let mut take = |board: &mut Board, seen: &mut [Vec<(u64, bool)>; 4]| {
+            let take = |board: &mut Board, seen: &mut [Vec<(u64, bool)>; 4]| {
                 while let Some((change, _)) = board.pop() {
                     let Address::Ip(std::net::IpAddr::V4(ip)) = change.address else { panic!("an IPv4 device") };
                     seen[usize::from(ip.octets()[3])].push((change.epoch, change.online));

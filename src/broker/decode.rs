@@ -351,7 +351,9 @@ mod tests {
     proptest! {
         #[test]
         fn no_body_panics(body in prop::collection::vec(any::<u8>(), 0..200)) {
-            let _ = decode(&body, &Stamps::default(), &defaults(), at(0));
+            if let Err(invalid) = decode(&body, &Stamps::default(), &defaults(), at(0)) {
+                prop_assert!(!invalid.reason.is_empty());
+            }
         }
 
         #[test]
