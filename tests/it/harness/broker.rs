@@ -22,6 +22,7 @@ pub(crate) struct Broker {
     dir: PathBuf,
     port: u16,
     settings: String,
+    plugins: &'static str,
     node: Mutex<Option<Child>>,
 }
 
@@ -48,6 +49,19 @@ impl Broker {
 
     /// A node with settings of its own: of the application `rabbit`, each value an Erlang term without blanks.
     pub(crate) fn prepared(settings: &[(&str, &str)]) -> Self {
+        let settings =
+            settings.iter().map(|(name, value)| format!("-rabbit {name} {value} ")).collect();
+        Self::started(settings, "")
+    }
+
+    /// A node with the management plugin, and the port its HTTP API listens on.
+    pub(crate) fn managed() -> (Self, u16) {
+        let port = free_port();
+        let settings = format!("-rabbitmq_management tcp_config [{{port,{port}}}]");
+        (Self::started(settings, "rabbitmq_management"), port)
+    }
+
+    fn started(settings: String, plugins: &'static str) -> Self {
         assert!(
             Path::new("/usr/lib/rabbitmq/bin/rabbitmq-server").exists(),
             "these tests need a real broker and rabbitmq-server is not installed: run `apt-get install rabbitmq-server`"
@@ -58,9 +72,7 @@ impl Broker {
             .expect("a temporary directory")
             .keep();
         reaper::remove(&dir);
-        let settings =
-            settings.iter().map(|(name, value)| format!("-rabbit {name} {value} ")).collect();
-        let broker = Self { dir, port: free_port(), settings, node: Mutex::new(None) };
+        let broker = Self { dir, port: free_port(), settings, plugins, node: Mutex::new(None) };
         broker.start();
         broker
     }
@@ -81,6 +93,7 @@ impl Broker {
             .arg(&self.dir)
             .arg(self.port.to_string())
             .env("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", &self.settings)
+            .env("RABBITLINE_BROKER_PLUGINS", self.plugins)
             .stdin(Stdio::null())
             .stdout(output.try_clone().expect("a second handle"))
             .stderr(output)
