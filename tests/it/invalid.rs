@@ -115,6 +115,24 @@ fn json_that_is_nested_without_end_is_refused_like_any_other_nonsense() {
 }
 
 #[test]
+fn a_body_of_many_frames_is_carried_to_undelivered_whole() {
+    let scene = Scene::new("large-body");
+    let bridge = scene.setup().start();
+    let undelivered = scene.undelivered_inbox();
+    let body = command("127.0.0.2", &"x".repeat(5_000_000)).to_string();
+    scene.publish_with(body.as_bytes(), crate::harness::persistent());
+    let letter = undelivered.next();
+    assert_eq!(letter.header("x-outcome"), "invalid");
+    assert!(
+        letter.body == body.as_bytes(),
+        "{} bytes came back of {}",
+        letter.body.len(),
+        body.len()
+    );
+    bridge.until_metric("rabbitline_unsettled", |unsettled| unsettled == 0.0);
+}
+
+#[test]
 fn unknown_fields_and_fields_that_say_the_default_are_no_obstacle() {
     let scene = Scene::new("tolerant");
     let bridge = scene.setup().start();

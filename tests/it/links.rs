@@ -220,3 +220,28 @@ fn a_device_that_leaves_is_offline_and_can_come_back() {
     scene.publish_with(command("127.0.0.2", "ON").to_string().as_bytes(), persistent());
     assert_eq!(device.line(), "ON\r\n");
 }
+
+#[test]
+fn a_listener_for_both_families_knows_a_device_by_its_ipv4_address() {
+    let scene = Scene::new("dual-stack");
+    let bridge = scene.setup().set("DEVICE_LISTEN", "[::]:0").start();
+    let mut device = Device::connect("127.0.0.2", bridge.device_port);
+    bridge.until_metric("rabbitline_devices_connected", |count| count == 1.0);
+    assert_eq!(bridge.devices("")["devices"][0]["address"], "127.0.0.2");
+    scene.publish(&command("127.0.0.2", "ON"));
+    assert_eq!(device.line(), "ON\r\n");
+}
+
+#[test]
+fn a_device_that_talks_without_end_holds_up_no_other() {
+    let scene = Scene::new("babbling");
+    let bridge = scene.setup().start();
+    bridge.device("127.0.0.2").talk_without_end();
+    let mut quiet = bridge.device("127.0.0.3");
+    bridge.until_metric("rabbitline_uplink_lines_total", |count| count >= 1_000.0);
+    for number in 0..100 {
+        scene.publish(&command("127.0.0.3", &format!("NUMBER {number}")));
+        assert_eq!(quiet.line(), format!("NUMBER {number}\r\n"));
+    }
+    assert_eq!(bridge.metric("rabbitline_devices_connected"), 2.0);
+}

@@ -5,9 +5,10 @@ use crate::harness::{Fleet, Scene, Stream, eventually};
 #[test]
 fn each_device_receives_its_commands_in_the_order_of_the_queue() {
     const DEVICES: usize = 20;
-    for prefetch in ["1", "16", "256"] {
+    for (prefetch, threads) in [("1", "1"), ("16", "1"), ("256", "1"), ("256", "4")] {
         let scene = Scene::new("order");
-        let bridge = scene.setup().set("MQ_PREFETCH", prefetch).start();
+        let bridge =
+            scene.setup().set("MQ_PREFETCH", prefetch).set("RUNTIME_THREADS", threads).start();
         let fleet = Fleet::start(DEVICES, bridge.device_port);
         bridge.until_metric("rabbitline_devices_connected", |count| count == DEVICES as f64);
 
@@ -18,7 +19,7 @@ fn each_device_receives_its_commands_in_the_order_of_the_queue() {
         assert_eq!(
             (arrived.missing.len(), arrived.duplicates),
             (0, 0),
-            "prefetch {prefetch}: {arrived:?}"
+            "prefetch {prefetch}, threads {threads}: {arrived:?}"
         );
         assert_eq!(bridge.outcomes("written"), 2_000.0);
     }

@@ -83,6 +83,13 @@ impl Device {
             .unwrap_or_else(|error| panic!("{}: cannot send: {error}", self.local()));
     }
 
+    /// Sends line after line until the bridge closes the connection.
+    pub(crate) fn talk_without_end(mut self) {
+        std::thread::spawn(move || {
+            while self.stream.write_all(b"BLAH BLAH BLAH BLAH BLAH BLAH BLAH\n").is_ok() {}
+        });
+    }
+
     /// Breaks the connection with a reset instead of an orderly end.
     pub(crate) fn reset(self) {
         socket2::SockRef::from(&self.stream).set_linger(Some(Duration::ZERO)).expect("SO_LINGER");
