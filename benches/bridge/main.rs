@@ -24,7 +24,7 @@ mod stats;
 
 use std::fs;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::Parser;
 
 use bridge::Kind;
@@ -53,7 +53,10 @@ fn main() -> Result<()> {
     progress("starting a private broker");
     let broker = Broker::start()?;
 
-    let report = measure(&broker, &options)?;
+    let report = measure(&broker, &options).map_err(|error| {
+        // What then fails is whatever was being waited for, which says nothing.
+        if process::interrupted() { anyhow!("interrupted") } else { error }
+    })?;
     println!("{report}");
     if let Some(file) = &options.json {
         let json = serde_json::to_string_pretty(&report)?;

@@ -183,6 +183,11 @@ pub(crate) fn end_with_signals() -> Result<()> {
     Ok(())
 }
 
+/// Whether that has happened.
+pub(crate) fn interrupted() -> bool {
+    with_groups(|groups| groups.ended)
+}
+
 async fn told_to_end() -> Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
