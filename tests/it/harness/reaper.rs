@@ -20,8 +20,8 @@ while read -r order what; do
         remove) dirs="$dirs$what$newline" ;;
     esac
 done
-for group in $groups; do kill -KILL -- "-$group" 2>/dev/null; done
-printf %s "$dirs" | while read -r dir; do rm -rf -- "$dir" || { sleep 1; rm -rf -- "$dir"; }; done
+for group in $groups; do kill -s KILL -- "-$group" 2>/dev/null; done
+printf %s "$dirs" | while read -r dir; do rm -rf -- "$dir" || rm -rf -- "$dir"; done
 "#;
 
 /// The process group is killed when this process ends.
