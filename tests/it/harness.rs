@@ -14,6 +14,7 @@ mod http;
 mod program;
 mod reaper;
 mod scene;
+mod signal;
 mod stall;
 mod stream;
 mod wait;

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
-use super::{reaper, within};
+use super::{reaper, signal, within};
 
 const DEV: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/dev");
 /// Erlang starts in about four seconds alone, and a good deal later beside a compiler.
@@ -115,8 +115,7 @@ impl Broker {
     pub(crate) fn kill(&self) {
         let node = self.node.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
         if let Some(mut node) = node {
-            let group = format!("-{}", node.id());
-            Command::new("kill").args(["-KILL", "--", &group]).status().expect("kill runs");
+            signal::kill_group(node.id());
             node.wait().expect("a killed child ends");
             reaper::forget(node.id());
         }
@@ -126,8 +125,7 @@ impl Broker {
     pub(crate) fn signal(&self, signal: &str) {
         let node = self.node.lock().expect("no panic under this lock");
         let id = node.as_ref().expect("the node runs").id();
-        let status = Command::new("kill").args([&format!("-{signal}"), &id.to_string()]).status();
-        assert!(status.expect("kill runs").success(), "kill -{signal} {id}");
+        signal::send(signal, id);
     }
 
     /// `rabbitmqctl ARGS` on this node; its output.

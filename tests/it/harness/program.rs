@@ -7,7 +7,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
-use super::{eventually, reaper};
+use super::{eventually, reaper, signal};
 
 /// The binary under test.
 const RABBITLINE: &str = env!("CARGO_BIN_EXE_rabbitline");
@@ -75,16 +75,9 @@ impl Program {
     }
 
     /// Sends a signal by name (`TERM`, `STOP`, …) to the process itself.
+    #[track_caller]
     pub(crate) fn signal(&self, signal: &str) {
-        let status = Command::new("kill")
-            .args([&format!("-{signal}"), &self.child.id().to_string()])
-            .status();
-        assert!(
-            status.expect("kill runs").success(),
-            "kill -{signal} {} ({})",
-            self.child.id(),
-            self.name
-        );
+        signal::send(signal, self.child.id());
     }
 
     /// Waits for the end and for the last of its output.
@@ -115,14 +108,9 @@ impl Program {
     /// Ends the process at once, as a crash would.
     pub(crate) fn kill(&mut self) {
         if self.ended().is_none() {
-            self.signal_group_kill();
+            signal::kill_group(self.child.id());
             self.child.wait().expect("a killed child ends");
         }
-    }
-
-    fn signal_group_kill(&self) {
-        let group = format!("-{}", self.child.id());
-        Command::new("kill").args(["-KILL", "--", &group]).status().expect("kill runs");
     }
 }
 
