@@ -98,6 +98,7 @@ fn after_an_outage_of_the_broker_the_truth_is_published() {
     let bridge = scene.setup().start();
     scene.amqp.declare_queue("kept events", &[]);
     scene.amqp.bind("kept events", &scene.events(), "presence.#");
+    scene.broker.sync();
     let (stays, leaves, returns) =
         (bridge.device("127.0.0.2"), bridge.device("127.0.0.3"), bridge.device("127.0.0.4"));
     let before = scene.amqp.consume("kept events");

@@ -9,6 +9,7 @@ use crate::harness::{Scene, command, eventually, persistent};
 fn everything_missing_is_declared_durable() {
     let mut scene = Scene::alone("declared");
     drop(scene.setup().start());
+    scene.broker.sync();
     scene.broker.kill();
     scene.restart_broker();
     // All that survives was durable; the binding too.

@@ -111,6 +111,13 @@ impl Broker {
         assert!(before.is_none(), "the node was running already");
     }
 
+    /// Has the node put on disk what was declared. RabbitMQ confirms a declaration a little earlier than that: a queue or
+    /// binding made just before a crash may be gone after it.
+    #[track_caller]
+    pub(crate) fn sync(&self) {
+        self.ctl(&["eval", "mnesia:sync_log()."]);
+    }
+
     /// Ends the node at once, as a crash would.
     pub(crate) fn kill(&self) {
         let node = self.node.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();

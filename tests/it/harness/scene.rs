@@ -80,6 +80,7 @@ impl Scene {
         self.amqp.declare_exchange(&self.exchange(), ExchangeKind::Direct);
         self.amqp.declare_queue(&self.queue(), arguments);
         self.amqp.bind(&self.queue(), &self.exchange(), &self.queue());
+        self.broker.sync();
     }
 
     /// Publishes a command as any backend would: persistent, through the exchange.
