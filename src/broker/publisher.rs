@@ -167,6 +167,8 @@ impl Publisher {
                 () = work.notified(), if confirms.len() < CONFIRM_WINDOW => {}
                 () = finish.cancelled(), if !finish.is_cancelled() => {}
             }
+            // lapin's futures know nothing of tokio's budget.
+            tokio::task::coop::consume_budget().await;
         };
         // Oldest first, before what was to be said again already.
         for item in waiting.into_iter().rev() {

@@ -28,7 +28,7 @@ use crate::order::Order;
 const READ_BYTES: usize = 2048;
 /// Reads in a row before the other tasks get their turn: a device that talks without end may not
 /// keep the bridge from the others.
-const READS_MAX: usize = 16;
+const READS_MAX: usize = 4;
 
 /// One device's connection.
 #[derive(Debug)]
@@ -255,7 +255,10 @@ impl Session {
                 self.flush(devices)?;
             }
             if ready.is_readable() || ready.is_read_closed() || ready.is_error() {
-                self.read(&mut framer, devices)?;
+                let more = self.read(&mut framer, devices)?;
+                if more {
+                    tokio::task::yield_now().await;
+                }
             }
         }
     }
@@ -305,14 +308,14 @@ impl Session {
         result
     }
 
-    /// Reads what the device has sent.
-    fn read(&self, framer: &mut Framer, devices: &Devices) -> Result<(), EndReason> {
+    /// Reads what the device has sent; true if there may be more.
+    fn read(&self, framer: &mut Framer, devices: &Devices) -> Result<bool, EndReason> {
         let mut buffer = [0; READ_BYTES];
         for _ in 0..READS_MAX {
             let bytes = match self.stream.try_read(&mut buffer) {
                 Ok(0) => return Err(EndReason::Closed),
                 Ok(count) => buffer.get(..count).unwrap_or_default(),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
                 Err(error) => return Err(EndReason::from_error(&error)),
             };
             self.last_seen_ms.store(Moment::now().wall_ms, Ordering::Relaxed);
@@ -329,7 +332,7 @@ impl Session {
             });
             framed.map_err(|_| EndReason::LineTooLong)?;
         }
-        Ok(())
+        Ok(true)
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Shared> {
