@@ -16,7 +16,6 @@ mod retry;
 mod topology;
 
 pub(crate) use consumer::Consumer;
-pub use decode::Moment;
 pub(crate) use jobs::Jobs;
 pub use message::Message;
 pub(crate) use publisher::Publisher;

@@ -13,10 +13,10 @@ use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
 use tracing::error;
 
+use crate::clock;
 use crate::command::Address;
 use crate::device::{Registry, Session};
 use crate::metrics::Metrics;
-use crate::timestamp;
 
 /// Devices on a page unless `limit` says otherwise, and at most: a page is made in memory.
 const PAGE: usize = 100;
@@ -115,8 +115,8 @@ fn device(session: &Session) -> Device {
         address: session.address().to_string(),
         epoch: session.epoch(),
         peer: session.peer().to_string(),
-        since: timestamp::rfc3339(now.since_ms),
-        last_seen: timestamp::rfc3339(now.last_seen_ms),
+        since: clock::rfc3339(now.since_ms),
+        last_seen: clock::rfc3339(now.last_seen_ms),
         lane: now.lane,
         commands: now.commands,
         lines: now.lines,

@@ -14,6 +14,7 @@
 
 pub mod settings;
 
+pub mod clock;
 pub mod command;
 pub mod order;
 pub mod settlement;
@@ -34,4 +35,3 @@ pub mod metrics;
 pub mod cli;
 
 mod systemd;
-mod timestamp;

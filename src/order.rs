@@ -5,7 +5,8 @@
 
 use tokio::time::Instant;
 
-use crate::broker::{Message, Moment};
+use crate::broker::Message;
+use crate::clock::Moment;
 use crate::command::Command;
 use crate::device::Waits;
 use crate::settlement::Settlement;

@@ -12,8 +12,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use serde::Serialize;
 use tokio::sync::Notify;
 
+use crate::clock;
 use crate::command::Address;
-use crate::timestamp;
 
 /// Events kept for one address: the end of the connection readers know of, one more connection, and
 /// the present one, with one to spare.
@@ -76,7 +76,7 @@ impl Presence {
             epoch: change.epoch,
             bridge: &self.bridge,
             seq,
-            at: timestamp::rfc3339(change.at_ms),
+            at: clock::rfc3339(change.at_ms),
             reason: change.reason,
             peer: change.peer.to_string(),
         };

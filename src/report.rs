@@ -11,12 +11,12 @@ use std::time::Duration;
 use serde::Serialize;
 use tracing::{debug, info};
 
-use crate::broker::{Jobs, Message, Moment};
+use crate::broker::{Jobs, Message};
+use crate::clock::{self, Moment};
 use crate::command::{Address, Disposition, IfOffline, Outcome, Reason};
 use crate::metrics::Metrics;
 use crate::order::{Delivery, Order};
 use crate::settlement::Settlement;
-use crate::timestamp;
 
 /// A publication that is owed before its delivery may be acknowledged.
 #[derive(Debug)]
@@ -124,7 +124,7 @@ impl Reporter {
         }
         let receipt = wants_receipt.then(|| {
             let reason = Some(&*reason).filter(|_| !outcome.is_delivered());
-            let at = timestamp::rfc3339(Moment::now().wall_ms);
+            let at = clock::rfc3339(Moment::now().wall_ms);
             let receipt = Receipt {
                 id: &id,
                 address,

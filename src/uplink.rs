@@ -11,10 +11,9 @@ use serde::Serialize;
 use tokio::sync::Notify;
 use tracing::warn;
 
-use crate::broker::Moment;
+use crate::clock::{self, Moment};
 use crate::command::Address;
 use crate::metrics::Metrics;
-use crate::timestamp;
 
 /// What the queue may hold, in bytes of JSON: some 200,000 short lines, or ten seconds of 1,000
 /// devices that send 1,600 bytes each second.
@@ -63,7 +62,7 @@ impl Uplink {
             address: address.to_string(),
             epoch,
             bridge: &self.bridge,
-            at: timestamp::rfc3339(Moment::now().wall_ms),
+            at: clock::rfc3339(Moment::now().wall_ms),
             line: text,
             line_base64: text
                 .is_none()

@@ -11,8 +11,9 @@ use lapin::options::{
 use lapin::types::{FieldTable, ShortString};
 use lapin::{BasicProperties, Confirmation};
 
+use super::BrokerError;
 use super::connection::Link;
-use super::{BrokerError, Moment};
+use crate::clock::Moment;
 use crate::metrics;
 use crate::settings::Settings;
 

@@ -22,10 +22,11 @@ use tracing::info;
 
 use super::acks::{Ack, Acks};
 use super::connection::Link;
-use super::decode::{self, Decoded, Defaults, Moment};
+use super::decode::{self, Decoded, Defaults};
 use super::message::Message;
 use super::retry::Retry;
 use super::{BrokerError, topology};
+use crate::clock::{self, Moment};
 use crate::command::Reason;
 use crate::metrics::{self, Metrics};
 use crate::order::{Delivery, Order};
@@ -96,7 +97,7 @@ impl Consumer {
                 () = &mut drained => break,
                 Some(tag) = hand.settled.recv() => hand.settle(tag),
                 delivered = hand.deliveries.next() => hand.take_up(delivered)?,
-                () = until(renew_at) => hand.renew().await?,
+                () = clock::until(renew_at) => hand.renew().await?,
             }
             hand.take_what_is_ready()?;
             hand.acknowledge()?;
@@ -310,12 +311,4 @@ async fn subscribe(consumer: &Consumer, channel: &Channel) -> Result<lapin::Cons
     let consuming =
         channel.basic_consume(queue.into(), "".into(), options, FieldTable::default()).await;
     consuming.map_err(BrokerError::during("consuming"))
-}
-
-/// Waits for `deadline`, for ever if there is none.
-async fn until(deadline: Option<Instant>) {
-    match deadline {
-        Some(deadline) => tokio::time::sleep_until(deadline).await,
-        None => std::future::pending().await,
-    }
 }

@@ -5,31 +5,15 @@
 //! their order and numbers their digits.
 
 use std::borrow::Cow;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use tokio::time::Instant;
 
+use crate::clock::Moment;
 use crate::command::{Address, Command, IfOffline, Line, Reason};
 use crate::settings::LineEnding;
-
-/// One moment on both clocks: messages are stamped by the wall, waiting is measured by the other.
-#[derive(Debug, Clone, Copy)]
-pub struct Moment {
-    /// Milliseconds since 1970.
-    pub wall_ms: u64,
-    /// The same moment on the clock that never jumps.
-    pub mono: Instant,
-}
-
-impl Moment {
-    /// This moment.
-    pub fn now() -> Self {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Self { wall_ms: u64::try_from(since.as_millis()).unwrap_or(u64::MAX), mono: Instant::now() }
-    }
-}
 
 /// What the AMQP properties say that matters to a command.
 #[derive(Debug, Clone, Copy, Default)]

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::EndReason;
 use super::session::Session;
-use crate::broker::Moment;
+use crate::clock::Moment;
 use crate::command::Address;
 use crate::metrics::Metrics;
 use crate::presence::{Change, Presence};

@@ -20,7 +20,7 @@ use tracing::info;
 use super::framing::Framer;
 use super::lane::{Head, Lane};
 use super::{Devices, EndReason};
-use crate::broker::Moment;
+use crate::clock::{self, Moment};
 use crate::command::{Address, Outcome, Reason};
 use crate::order::Order;
 
@@ -248,7 +248,7 @@ impl Session {
             let ready = tokio::select! {
                 biased;
                 () = self.wake.notified() => continue,
-                () = until(deadline) => return Err(EndReason::WriteTimeout),
+                () = clock::until(deadline) => return Err(EndReason::WriteTimeout),
                 ready = self.stream.ready(interest) => ready.map_err(|error| EndReason::from_error(&error))?,
             };
             if ready.is_writable() && deadline.is_some() {
@@ -379,13 +379,5 @@ impl Devices {
             "nothing was written"
         };
         self.reporter.report(order, outcome, format!("{how_far}: {}", reason.explained()).into());
-    }
-}
-
-/// Waits for `deadline`, for ever if there is none.
-async fn until(deadline: Option<Instant>) {
-    match deadline {
-        Some(deadline) => tokio::time::sleep_until(deadline).await,
-        None => std::future::pending().await,
     }
 }
