@@ -42,8 +42,6 @@ pub struct Bridge {
     consumer: JoinHandle<()>,
     publisher: JoinHandle<bool>,
     http: JoinHandle<()>,
-    device_address: SocketAddr,
-    http_address: SocketAddr,
 }
 
 impl Bridge {
@@ -68,29 +66,7 @@ impl Bridge {
         let http = tokio::spawn(http::serve(http_listener, http));
         info!(address = %http_address, "serving HTTP");
         let consumer = tokio::spawn(consumer.run(drain.clone(), give_up.clone()));
-        Ok(Self {
-            registry,
-            sessions,
-            draining,
-            drain,
-            give_up,
-            finish,
-            consumer,
-            publisher,
-            http,
-            device_address,
-            http_address,
-        })
-    }
-
-    /// Where devices connect to.
-    pub fn device_address(&self) -> SocketAddr {
-        self.device_address
-    }
-
-    /// Where HTTP is served.
-    pub fn http_address(&self) -> SocketAddr {
-        self.http_address
+        Ok(Self { registry, sessions, draining, drain, give_up, finish, consumer, publisher, http })
     }
 
     /// Ends everything in order within `grace`: no more commands and connections; what is in hand
