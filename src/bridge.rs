@@ -1,7 +1,9 @@
 //! `Bridge`: every part, made and joined; and the order in which they end.
 
+use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -13,14 +15,16 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
-use crate::broker::{Consumer, Jobs, Publisher};
-use crate::device::{Devices, EndReason, Listener, Registry};
+use crate::broker::{Consumer, Intake, Jobs, Publisher};
+use crate::device::{AnswerRule, Devices, EndReason, Listener, Registry, Sweeper};
 use crate::http::{self, HttpState};
 use crate::metrics::Metrics;
+use crate::parking::Parking;
 use crate::presence::Presence;
 use crate::report::Reporter;
 use crate::router::Router;
-use crate::settings::Settings;
+use crate::settings::{self, Settings};
+use crate::trail::Trail;
 use crate::uplink::Uplink;
 
 /// The part of the shutdown grace kept for telling the broker that every device is offline, after
@@ -30,7 +34,7 @@ const REPORT_SHARE: u32 = 4;
 /// A bridge that runs.
 #[derive(Debug)]
 pub struct Bridge {
-    registry: Arc<Registry>,
+    devices: Arc<Devices>,
     sessions: TaskTracker,
     draining: Arc<AtomicBool>,
     /// Ends the listener and the taking of commands.
@@ -39,6 +43,7 @@ pub struct Bridge {
     give_up: CancellationToken,
     /// Ends the publisher once it has said everything.
     finish: CancellationToken,
+    sweeper: JoinHandle<()>,
     consumer: JoinHandle<()>,
     publisher: JoinHandle<bool>,
     http: JoinHandle<()>,
@@ -58,15 +63,26 @@ impl Bridge {
         let (drain, give_up, finish) =
             (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
         let sessions = TaskTracker::new();
-        let registry = Arc::clone(&devices.registry);
         let draining = Arc::clone(&http.draining);
         let publisher = tokio::spawn(publisher.run(finish.clone()));
-        sessions.spawn(listener.run(devices, sessions.clone(), drain.clone()));
+        let sweeper = tokio::spawn(Sweeper::run(Arc::clone(&devices)));
+        sessions.spawn(listener.run(Arc::clone(&devices), sessions.clone(), drain.clone()));
         info!(address = %device_address, "listening for devices");
         let http = tokio::spawn(http::serve(http_listener, http));
         info!(address = %http_address, "serving HTTP");
         let consumer = tokio::spawn(consumer.run(drain.clone(), give_up.clone()));
-        Ok(Self { registry, sessions, draining, drain, give_up, finish, consumer, publisher, http })
+        Ok(Self {
+            devices,
+            sessions,
+            draining,
+            drain,
+            give_up,
+            finish,
+            sweeper,
+            consumer,
+            publisher,
+            http,
+        })
     }
 
     /// Ends everything in order within `grace`: no more commands and connections; what is in hand
@@ -81,7 +97,10 @@ impl Bridge {
             warn!("some commands in hand were not finished in time; they go back to the queue.");
             clean = false;
         }
-        for session in self.registry.close() {
+        // What is on its way to devices may arrive; else it would be reported as uncertain.
+        self.sweeper.abort();
+        Sweeper::until_clean(&self.devices, end - grace / REPORT_SHARE).await;
+        for session in self.devices.registry.close() {
             session.end(EndReason::Shutdown);
         }
         self.sessions.close();
@@ -121,24 +140,43 @@ impl Parts {
         let presence = Arc::new(Presence::new(Arc::clone(&bridge), Arc::clone(&work)));
         let uplink = || Uplink::new(Arc::clone(&bridge), Arc::clone(&work), metrics.clone());
         let uplink = settings.device.uplink.is_on().then(uplink).map(Arc::new);
-        let reporter =
-            Arc::new(Reporter::new(Arc::clone(&jobs), metrics.clone(), Arc::clone(&bridge)));
+        let parking = Arc::new(Parking::new(
+            as_usize(settings.command.parked_max),
+            as_usize(settings.command.parked_total_max),
+        ));
+        let reporter = Reporter::new(
+            Arc::clone(&jobs),
+            Arc::clone(&parking),
+            metrics.clone(),
+            Arc::clone(&bridge),
+        );
+        let reporter = Arc::new(reporter);
         let devices = Arc::new(Devices {
             registry: Arc::new(Registry::new(Arc::clone(&presence), metrics.clone())),
             reporter: Arc::clone(&reporter),
             uplink: uplink.clone(),
             metrics: metrics.clone(),
+            parking,
+            sweeper: Sweeper::default(),
             waiting: AtomicUsize::new(0),
+            proving: AtomicUsize::new(0),
+            answer_rule: answer_rule(&settings.device),
+            wait_for_greeting: settings.device.greeting.is_on(),
+            tail_max: as_usize(settings.device.tail_max),
             line_max: settings.device.line_max.0,
             lane_max: usize::from(settings.device.lane_max.get()),
             write_timeout: settings.device.write_timeout,
         });
+        let trail = Arc::new(Trail::default());
         let consumer = Consumer {
-            settings: Arc::clone(&settings),
+            intake: Intake::new(
+                Arc::clone(&settings),
+                Router::new(Arc::clone(&devices), stalled_max),
+                reporter,
+                Arc::clone(&trail),
+                metrics.clone(),
+            ),
             bridge: Arc::clone(&bridge),
-            router: Router::new(Arc::clone(&devices), stalled_max),
-            reporter,
-            metrics: metrics.clone(),
             consuming: Arc::new(AtomicBool::new(false)),
         };
         let http = HttpState {
@@ -148,9 +186,31 @@ impl Parts {
             consuming: Arc::clone(&consumer.consuming),
             draining: Arc::new(AtomicBool::new(false)),
         };
-        let publisher = Publisher::new(settings, bridge, metrics, jobs, presence, uplink, work);
+        let publisher = Publisher {
+            settings,
+            bridge,
+            metrics,
+            jobs,
+            presence,
+            uplink,
+            devices: Arc::clone(&devices),
+            work,
+            again: VecDeque::new(),
+            turn: 0,
+        };
         Self { devices, consumer, publisher, http }
     }
+}
+
+fn answer_rule(device: &settings::Device) -> AnswerRule {
+    AnswerRule {
+        pattern: device.answer_pattern.as_ref().map(|pattern| pattern.0.clone()),
+        id_group: device.answer_id.clone(),
+    }
+}
+
+fn as_usize(number: NonZeroU32) -> usize {
+    usize::try_from(number.get()).unwrap_or(usize::MAX)
 }
 
 fn in_use(setting: &str, address: SocketAddr, error: &io::Error) -> io::Error {

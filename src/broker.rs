@@ -9,13 +9,17 @@ pub mod client;
 mod connection;
 mod consumer;
 mod decode;
+mod drain;
+mod intake;
 mod jobs;
 mod message;
+mod parked_queues;
 mod publisher;
 mod retry;
 mod topology;
 
 pub(crate) use consumer::Consumer;
+pub(crate) use intake::Intake;
 pub(crate) use jobs::Jobs;
 pub use message::Message;
 pub(crate) use publisher::Publisher;

@@ -7,11 +7,12 @@ use std::borrow::Cow;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::time::Instant;
 
-pub use crate::settings::IfOffline;
 use crate::settings::LineEnding;
+pub use crate::settings::{Confirm, IfOffline};
 
 /// Why something is as it is, for people: part of receipts, headers and logs.
 pub type Reason = Cow<'static, str>;
@@ -113,6 +114,12 @@ pub struct Command {
     pub expires: Instant,
     /// What to do when the device is not connected.
     pub if_offline: IfOffline,
+    /// How much proof makes it delivered.
+    pub confirm: Confirm,
+    /// How long after the write the proof may take.
+    pub timeout: Duration,
+    /// Whether it may be written at most once.
+    pub once: bool,
 }
 
 /// What became of a command. A closed set: receipts, metrics, logs and docs use these words.
@@ -120,15 +127,23 @@ pub struct Command {
 pub enum Outcome {
     /// The kernel took every byte of the line.
     Written,
+    /// The device's TCP stack acknowledged every byte of the line.
+    Received,
+    /// The device sent a line back.
+    Answered,
     /// The device was not connected; nothing was written.
     Offline,
+    /// It waits in the broker for its device. A final outcome follows.
+    Parked,
     /// The ttl ended before the write.
     Expired,
     /// It cannot be decoded, or cannot be one line.
     Invalid,
     /// The device does not read, and there is no room for one more to wait for it.
     Overloaded,
-    /// The link broke after a part of the line was written.
+    /// It was written, but the proof it asked for did not come in time.
+    Unanswered,
+    /// The link broke after a part or all of the line was written, and before the proof.
     Uncertain,
 }
 
@@ -139,16 +154,22 @@ pub enum Disposition {
     Ack,
     /// Publish it to the undelivered exchange, confirmed, and acknowledge it then.
     Undelivered,
+    /// Put it into its device's own queue, confirmed, and acknowledge it then.
+    Park,
 }
 
 impl Outcome {
     /// Every outcome there is.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 10] = [
         Self::Written,
+        Self::Received,
+        Self::Answered,
         Self::Offline,
+        Self::Parked,
         Self::Expired,
         Self::Invalid,
         Self::Overloaded,
+        Self::Unanswered,
         Self::Uncertain,
     ];
 
@@ -156,10 +177,14 @@ impl Outcome {
     pub fn label(self) -> &'static str {
         match self {
             Self::Written => "written",
+            Self::Received => "received",
+            Self::Answered => "answered",
             Self::Offline => "offline",
+            Self::Parked => "parked",
             Self::Expired => "expired",
             Self::Invalid => "invalid",
             Self::Overloaded => "overloaded",
+            Self::Unanswered => "unanswered",
             Self::Uncertain => "uncertain",
         }
     }
@@ -167,24 +192,36 @@ impl Outcome {
     /// Whether the sender may count the command as delivered.
     pub fn is_delivered(self) -> bool {
         match self {
-            Self::Written => true,
-            Self::Offline | Self::Expired | Self::Invalid | Self::Overloaded | Self::Uncertain => {
-                false
-            }
+            Self::Written | Self::Received | Self::Answered => true,
+            Self::Offline
+            | Self::Parked
+            | Self::Expired
+            | Self::Invalid
+            | Self::Overloaded
+            | Self::Unanswered
+            | Self::Uncertain => false,
         }
     }
 
-    /// What the message is owed, given what its command wants when the device is not there.
-    pub fn disposition(self, if_offline: IfOffline) -> Disposition {
-        match (self, if_offline) {
-            (Self::Written, _) => Disposition::Ack,
-            (Self::Expired | Self::Invalid, _) => Disposition::Undelivered,
-            (Self::Offline | Self::Overloaded | Self::Uncertain, IfOffline::Reject) => {
-                Disposition::Undelivered
-            }
-            (Self::Offline | Self::Overloaded | Self::Uncertain, IfOffline::Drop) => {
-                Disposition::Ack
-            }
+    /// The word `label` as an outcome.
+    pub fn from_label(label: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|outcome| outcome.label() == label)
+    }
+
+    /// What the message is owed, given what its command wants when the device is not there and
+    /// whether it may be tried again.
+    pub fn disposition(self, if_offline: IfOffline, once: bool) -> Disposition {
+        match self {
+            Self::Written | Self::Received | Self::Answered => Disposition::Ack,
+            Self::Parked => Disposition::Park,
+            Self::Expired | Self::Invalid | Self::Unanswered => Disposition::Undelivered,
+            // Parking it would be a second try.
+            Self::Uncertain if once => Disposition::Undelivered,
+            Self::Offline | Self::Overloaded | Self::Uncertain => match if_offline {
+                IfOffline::Reject => Disposition::Undelivered,
+                IfOffline::Park => Disposition::Park,
+                IfOffline::Drop => Disposition::Ack,
+            },
         }
     }
 }
@@ -241,10 +278,26 @@ mod tests {
     }
 
     #[test]
-    fn only_a_written_command_is_acknowledged_without_a_trace() {
+    fn only_a_delivered_command_is_acknowledged_without_a_trace() {
         for outcome in Outcome::ALL {
-            let acked = outcome.disposition(IfOffline::Reject) == Disposition::Ack;
+            let acked = outcome.disposition(IfOffline::Reject, false) == Disposition::Ack;
             assert_eq!(acked, outcome.is_delivered(), "{outcome}");
+        }
+    }
+
+    #[test]
+    fn what_may_have_reached_its_device_is_not_tried_again_if_it_says_once() {
+        let uncertain = |once| Outcome::Uncertain.disposition(IfOffline::Park, once);
+        assert_eq!(
+            (uncertain(true), uncertain(false)),
+            (Disposition::Undelivered, Disposition::Park)
+        );
+    }
+
+    #[test]
+    fn every_outcome_is_known_by_its_word() {
+        for outcome in Outcome::ALL {
+            assert_eq!(Outcome::from_label(outcome.label()), Some(outcome));
         }
     }
 }

@@ -8,26 +8,39 @@
 //!
 //! One task a device. A device without waiting commands and without half a line holds no buffer.
 
+mod answers;
+mod closing;
 mod framing;
 mod lane;
 mod listener;
+mod parked;
+mod proofs;
+mod receipt;
 mod registry;
+mod serve;
 mod session;
+mod sweeper;
+mod tail;
 
 use std::fmt;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+pub(crate) use answers::Rule as AnswerRule;
 pub(crate) use lane::Waits;
 pub use listener::Listener;
+pub use receipt::supported as receipts_supported;
 pub use registry::Registry;
 pub(crate) use session::Offer;
 pub use session::{Session, Snapshot};
+pub(crate) use sweeper::Sweeper;
 
 use crate::metrics::Metrics;
-use crate::report::Reporter;
+use crate::order::Order;
+use crate::parking::Parking;
+use crate::report::{Fate, Reporter};
 use crate::uplink::Uplink;
 
 /// What every session needs, shared by all of them.
@@ -38,11 +51,61 @@ pub struct Devices {
     /// Where lines go; none if they are not wanted.
     pub(crate) uplink: Option<Arc<Uplink>>,
     pub(crate) metrics: Metrics,
+    /// Whose commands wait in the broker.
+    pub(crate) parking: Arc<Parking>,
+    pub(crate) sweeper: Sweeper,
     /// Orders that wait in lanes, all devices together.
     pub(crate) waiting: AtomicUsize,
+    /// Orders that are written and wait for their proof, all devices together.
+    pub(crate) proving: AtomicUsize,
+    pub(crate) answer_rule: AnswerRule,
+    pub(crate) wait_for_greeting: bool,
     pub(crate) line_max: usize,
     pub(crate) lane_max: usize,
+    pub(crate) tail_max: usize,
     pub(crate) write_timeout: Duration,
+}
+
+impl Devices {
+    /// Forgets all orders whose AMQP channel is dead, so that they take no room from those that
+    /// are delivered again.
+    pub(crate) fn drop_unwanted(&self) {
+        if self.waiting() > 0 {
+            self.registry.all().iter().for_each(|session| session.drop_unwanted(self));
+        }
+    }
+
+    /// How many orders wait in lanes.
+    pub(crate) fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::Relaxed)
+    }
+
+    /// How many orders are written and wait for their proof.
+    pub(crate) fn proving(&self) -> usize {
+        self.proving.load(Ordering::Relaxed)
+    }
+
+    /// So many more orders wait in lanes, or fewer.
+    fn lanes_changed(&self, by: i64) {
+        if by == 0 {
+            return;
+        }
+        let change = usize::try_from(by.unsigned_abs()).unwrap_or(usize::MAX);
+        if by > 0 {
+            self.waiting.fetch_add(change, Ordering::Relaxed);
+        } else {
+            self.waiting.fetch_sub(change, Ordering::Relaxed);
+        }
+        self.metrics.lanes_changed(by);
+    }
+
+    /// Reports orders that were waiting for their proof.
+    fn conclude(&self, orders: Vec<(Order, Fate)>) {
+        self.proving.fetch_sub(orders.len(), Ordering::Relaxed);
+        for (order, fate) in orders {
+            self.reporter.report(order, fate);
+        }
+    }
 }
 
 /// Why a device's connection ended. A closed set: events, metrics, logs and docs use these words.

@@ -24,8 +24,11 @@ pub mod router;
 
 pub mod device;
 
+mod ledger;
+mod parking;
 pub mod presence;
 pub mod report;
+mod trail;
 pub mod uplink;
 
 pub mod bridge;

@@ -55,6 +55,7 @@ struct Commands {
     from_publish: Histogram,
     from_arrival: Histogram,
     unsettled: Gauge,
+    parked: Gauge,
     undelivered: Counter,
     forgotten: Counter,
 }
@@ -83,9 +84,10 @@ impl Commands {
     fn new(r: &mut Registry) -> Self {
         Self {
             by_outcome: counters(r, "commands", "Commands by outcome.", "outcome", Outcome::ALL.map(Outcome::label)),
-            from_publish: seconds(r, "delivery_seconds_from_publish", "From publication to the write, for written commands whose message has a timestamp (whole seconds unless it has a timestamp_in_ms header)."),
-            from_arrival: seconds(r, "delivery_seconds_from_arrival", "From arrival at the bridge to the write, for written commands."),
+            from_publish: seconds(r, "delivery_seconds_from_publish", "From publication to the proof that was asked for (the write, the acknowledgement, the answer), for delivered commands whose message has a timestamp (whole seconds unless it has a timestamp_in_ms header)."),
+            from_arrival: seconds(r, "delivery_seconds_from_arrival", "From arrival at the bridge to that proof, for delivered commands."),
             unsettled: gauge(r, "unsettled", "Deliveries in hand whose fate is not settled."),
+            parked: gauge(r, "parked_commands", "Commands parked in the broker by this process, and those found there, as far as it knows; looked at once a second."),
             undelivered: counter(r, "undelivered", "Commands published to the undelivered exchange and confirmed there."),
             forgotten: counter(r, "settlements_forgotten", "Deliveries dropped unsettled, which is a bug; they are delivered again."),
         }
@@ -163,6 +165,11 @@ impl Metrics {
     /// So many deliveries are in hand.
     pub fn unsettled(&self, count: usize) {
         self.0.commands.unsettled.set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    /// So many commands are parked.
+    pub fn parked(&self, count: usize) {
+        self.0.commands.parked.set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
     /// A command went to the undelivered exchange.

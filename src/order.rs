@@ -1,46 +1,139 @@
-//! `Delivery` and `Order`: a message in hand, and a command on its way to a device.
+//! `Facts` and `Order`: what is known of a command, and a command on its way to a device.
 //!
-//! The consumer makes a `Delivery` of what the broker sends; decoding makes an `Order` of it; the
-//! router and the lanes pass orders on; the reporter takes them apart when their fate is known.
+//! The consumer makes an order of each message it can decode; the router and the lanes pass it on;
+//! the reporter takes it apart when its fate is known. The facts outlive the order: a session keeps
+//! those of every command whose bytes the device has not acknowledged yet, settled or not.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::time::Instant;
 
 use crate::broker::Message;
 use crate::clock::Moment;
-use crate::command::Command;
+use crate::command::{Command, Confirm, Outcome};
 use crate::device::Waits;
 use crate::settlement::Settlement;
 
-/// A message in hand, with the duty to settle it.
+/// What is known of a command, whatever becomes of it.
 #[derive(Debug)]
-pub struct Delivery {
-    pub(crate) message: Message,
-    pub(crate) settlement: Settlement,
+pub struct Facts {
+    pub(crate) command: Command,
+    pub(crate) origin: Origin,
+    pub(crate) steps: Steps,
+}
+
+/// Where a message came from. Messages that are no commands have this, too.
+#[derive(Debug)]
+pub struct Origin {
+    pub(crate) message: Arc<Message>,
     /// When it arrived here.
     pub(crate) arrived: Moment,
     /// When it was published, milliseconds since 1970, if it says so.
     pub(crate) published_ms: Option<u64>,
-    /// The id its body gave it.
+    /// The id its sender gave it, in the body or as the message's own.
     pub(crate) id: Option<Box<str>>,
+    /// Counts what this bridge took up; makes an id for what came without one.
+    pub(crate) number: u64,
+    /// Whether the broker has handed it to somebody before.
+    pub(crate) redelivered: bool,
+    /// Whether it waited in its device's own queue.
+    pub(crate) parked: bool,
 }
 
-/// A command on its way to its device.
+/// When a command took which step, milliseconds since 1970; zero for a step not taken.
+#[derive(Debug, Default)]
+pub struct Steps {
+    pub(crate) written_ms: AtomicU64,
+    pub(crate) acknowledged_ms: AtomicU64,
+    pub(crate) answered_ms: AtomicU64,
+    pub(crate) concluded_ms: AtomicU64,
+    /// One more than the index of the last outcome in `Outcome::ALL`.
+    outcome: AtomicU64,
+}
+
+impl Steps {
+    pub(crate) fn take(step: &AtomicU64) {
+        step.store(Moment::now().wall_ms, Ordering::Relaxed);
+    }
+
+    pub(crate) fn conclude(&self, outcome: Outcome, at_ms: u64) {
+        let index = Outcome::ALL.iter().position(|o| *o == outcome).unwrap_or_default();
+        self.outcome.store(index as u64 + 1, Ordering::Relaxed);
+        self.concluded_ms.store(at_ms, Ordering::Relaxed);
+    }
+
+    pub(crate) fn outcome(&self) -> Option<Outcome> {
+        let index = usize::try_from(self.outcome.load(Ordering::Relaxed)).ok()?.checked_sub(1)?;
+        Outcome::ALL.get(index).copied()
+    }
+}
+
+/// A command on its way to its device, with the duty to settle its message.
 #[derive(Debug)]
 pub struct Order {
-    pub(crate) command: Command,
-    pub(crate) delivery: Delivery,
+    pub(crate) facts: Arc<Facts>,
+    pub(crate) settlement: Settlement,
+}
+
+impl Order {
+    pub(crate) fn command(&self) -> &Command {
+        &self.facts.command
+    }
 }
 
 impl Waits for Order {
     fn bytes(&self) -> &[u8] {
-        self.command.line.bytes()
+        self.command().line.bytes()
     }
 
     fn expires(&self) -> Instant {
-        self.command.expires
+        self.command().expires
     }
 
     fn is_wanted(&self) -> bool {
-        self.delivery.settlement.is_live()
+        self.settlement.is_live()
+    }
+
+    fn wants_answer(&self) -> bool {
+        self.command().confirm == Confirm::Answered
+    }
+
+    fn goes_first(&self) -> bool {
+        self.facts.origin.parked
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::net::IpAddr;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::command::{IfOffline, Line};
+    use crate::settings::LineEnding;
+
+    /// A command for 127.0.0.2 as it might have come.
+    pub(crate) fn facts(id: Option<&str>, cmd: &str) -> Facts {
+        let now = Moment::now();
+        let command = Command {
+            address: IpAddr::from([127, 0, 0, 2]).into(),
+            line: Line::encode(cmd, LineEnding::Lf, 100).expect("a line"),
+            expires: now.mono + Duration::from_secs(60),
+            if_offline: IfOffline::Reject,
+            confirm: Confirm::Written,
+            timeout: Duration::from_secs(10),
+            once: false,
+        };
+        let origin = Origin {
+            message: Arc::new(Message::of_body(cmd.as_bytes())),
+            arrived: now,
+            published_ms: None,
+            id: id.map(Into::into),
+            number: 1,
+            redelivered: false,
+            parked: false,
+        };
+        Facts { command, origin, steps: Steps::default() }
     }
 }

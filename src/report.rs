@@ -5,38 +5,90 @@
 //! consumer and the device sessions call it; it never waits.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use base64::Engine;
 use serde::Serialize;
 use tracing::{debug, info};
 
 use crate::broker::{Jobs, Message};
 use crate::clock::{self, Moment};
-use crate::command::{Address, Disposition, IfOffline, Outcome, Reason};
+use crate::command::{Address, Command, Disposition, Outcome, Reason};
+use crate::ledger::{Known, Ledger};
 use crate::metrics::Metrics;
-use crate::order::{Delivery, Order};
+use crate::order::{Facts, Order, Origin};
+use crate::parking::{Parking, Place};
 use crate::settlement::Settlement;
 
-/// A publication that is owed before its delivery may be acknowledged.
+/// A publication that is owed, before its delivery may be acknowledged if that is still open.
 #[derive(Debug)]
 pub(crate) struct Job {
-    pub(crate) message: Message,
-    pub(crate) settlement: Settlement,
-    /// The outcome and reason, if the message itself goes to the undelivered exchange.
-    pub(crate) undelivered: Option<(Outcome, Reason)>,
+    pub(crate) message: Arc<Message>,
+    pub(crate) settlement: Option<Settlement>,
+    /// Where a copy of the message itself goes.
+    pub(crate) copy: Option<Copy>,
     /// The receipt as JSON, if the sender wants one.
     pub(crate) receipt: Option<Vec<u8>>,
+}
+
+impl Job {
+    /// Itself, if it is owed still: the broker delivers again what a dead channel held.
+    pub(crate) fn if_owed(self) -> Option<Self> {
+        if self.settlement.as_ref().is_none_or(Settlement::is_live) {
+            return Some(self);
+        }
+        if let Some(settlement) = self.settlement {
+            settlement.hand_back();
+        }
+        None
+    }
+}
+
+/// Where a copy of a message goes.
+#[derive(Debug)]
+pub(crate) enum Copy {
+    /// To the undelivered exchange, for this outcome and reason.
+    Undelivered(Outcome, Reason),
+    /// To its device's own queue.
+    Parked(Place),
+}
+
+/// What became of a command.
+#[derive(Debug, Clone)]
+pub(crate) struct Fate {
+    pub(crate) outcome: Outcome,
+    /// Why, unless it was delivered.
+    pub(crate) reason: Reason,
+    /// What the device answered.
+    pub(crate) answer: Option<Box<[u8]>>,
+}
+
+impl Fate {
+    pub(crate) fn new(outcome: Outcome, reason: impl Into<Reason>) -> Self {
+        Self { outcome, reason: reason.into(), answer: None }
+    }
+
+    pub(crate) fn delivered(outcome: Outcome) -> Self {
+        Self::new(outcome, "")
+    }
+
+    pub(crate) fn answered(answer: &[u8]) -> Self {
+        Self { answer: Some(answer.into()), ..Self::delivered(Outcome::Answered) }
+    }
 }
 
 #[derive(Serialize)]
 struct Receipt<'a> {
     id: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
-    address: Option<String>,
+    address: Option<&'a str>,
     outcome: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    answer: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    answer_base64: Option<String>,
     bridge: &'a str,
     at: String,
 }
@@ -45,116 +97,229 @@ struct Receipt<'a> {
 #[derive(Debug)]
 pub struct Reporter {
     jobs: Arc<Jobs>,
+    ledger: Ledger,
+    parking: Arc<Parking>,
     metrics: Metrics,
     bridge: Arc<str>,
-    /// Ids for commands that came without one: this process's start, then a count.
+    /// When this process began: a part of the ids it makes.
     born_ms: u64,
-    made_ids: AtomicU64,
+}
+
+/// The parts of a report that do not depend on whether the message was a command.
+struct Account<'a> {
+    origin: &'a Origin,
+    address: Option<&'a Address>,
+    copy: Option<Copy>,
 }
 
 impl Reporter {
     /// A reporter that hands what must be published to `jobs`.
-    pub(crate) fn new(jobs: Arc<Jobs>, metrics: Metrics, bridge: Arc<str>) -> Self {
+    pub(crate) fn new(
+        jobs: Arc<Jobs>,
+        parking: Arc<Parking>,
+        metrics: Metrics,
+        bridge: Arc<str>,
+    ) -> Self {
         let born_ms = Moment::now().wall_ms;
-        Self { jobs, metrics, bridge, born_ms, made_ids: AtomicU64::new(0) }
+        Self { jobs, ledger: Ledger::new(), parking, metrics, bridge, born_ms }
     }
 
     /// Reports `order` and settles it, now or once what it owes is published. For any task but the
     /// consumer, which calls `conclude`.
-    pub(crate) fn report(&self, order: Order, outcome: Outcome, reason: Reason) {
-        if let Some(settlement) = self.conclude(order, outcome, reason) {
+    pub(crate) fn report(&self, order: Order, fate: Fate) {
+        if let Some(settlement) = self.conclude(order, fate) {
             settlement.settle();
         }
     }
 
     /// Reports `order`; gives its settlement back if it may be settled at once.
-    pub(crate) fn conclude(
-        &self,
-        order: Order,
-        outcome: Outcome,
-        reason: Reason,
-    ) -> Option<Settlement> {
-        let Order { command, delivery } = order;
-        self.finish(delivery, Some(command.address), outcome, reason, command.if_offline)
+    pub(crate) fn conclude(&self, order: Order, fate: Fate) -> Option<Settlement> {
+        let Order { facts, settlement } = order;
+        self.tell(&facts, fate, Some(settlement))
+    }
+
+    /// Reports a command once more, whose message was settled when less was known.
+    pub(crate) fn revise(&self, facts: &Arc<Facts>, fate: Fate) {
+        let nothing = self.tell(facts, fate, None);
+        debug_assert!(nothing.is_none());
     }
 
     /// Reports a message that is no command.
     pub(crate) fn conclude_invalid(
         &self,
-        delivery: Delivery,
-        address: Option<Address>,
+        origin: &Origin,
+        address: Option<&Address>,
         reason: Reason,
+        settlement: Settlement,
     ) -> Option<Settlement> {
-        self.finish(delivery, address, Outcome::Invalid, reason, IfOffline::Reject)
+        let copy = Some(Copy::Undelivered(Outcome::Invalid, reason.clone()));
+        let account = Account { origin, address, copy };
+        self.finish(account, Fate::new(Outcome::Invalid, reason), Some(settlement))
+    }
+
+    /// Reports a parked command that has expired in the broker, which has passed it on already.
+    pub(crate) fn expired_while_parked(&self, facts: &Facts) {
+        let Facts { command, origin, steps } = facts;
+        steps.conclude(Outcome::Expired, Moment::now().wall_ms);
+        let account = Account { origin, address: Some(&command.address), copy: None };
+        let fate = Fate::new(Outcome::Expired, "its ttl ended while it was parked");
+        let nothing = self.finish(account, fate, None);
+        debug_assert!(nothing.is_none());
+    }
+
+    /// Notes that the whole line of a command was written and its proof is waited for.
+    pub(crate) fn begun(&self, facts: &Facts) {
+        self.ledger.note(facts, Known::Begun);
+    }
+
+    /// Notes that nothing of a command was written before it is given back to the broker.
+    pub(crate) fn untouched(&self, facts: &Facts) {
+        self.ledger.note(facts, Known::Untouched);
+    }
+
+    /// What is known of a command that the broker has delivered before.
+    pub(crate) fn recall(&self, facts: &Facts) -> Option<Known> {
+        self.ledger.recall(facts)
+    }
+
+    fn tell(
+        &self,
+        facts: &Arc<Facts>,
+        mut fate: Fate,
+        settlement: Option<Settlement>,
+    ) -> Option<Settlement> {
+        let Command { address, if_offline, once, .. } = &facts.command;
+        let copy = match fate.outcome.disposition(*if_offline, *once) {
+            Disposition::Ack => None,
+            Disposition::Undelivered => Some(Copy::Undelivered(fate.outcome, fate.reason.clone())),
+            Disposition::Park => Some(self.park(facts, &mut fate)),
+        };
+        facts.steps.conclude(fate.outcome, Moment::now().wall_ms);
+        if is_final_at_the_device(fate.outcome) {
+            self.ledger.note(facts, Known::Done(fate.outcome, fate.answer.clone()));
+        }
+        let account = Account { origin: &facts.origin, address: Some(address), copy };
+        self.finish(account, fate, settlement)
+    }
+
+    /// Parks a command, if there is room, and says so in its fate.
+    fn park(&self, facts: &Arc<Facts>, fate: &mut Fate) -> Copy {
+        match self.parking.begin(facts) {
+            Ok(place) => {
+                fate.outcome = Outcome::Parked;
+                self.ledger.note(facts, Known::Untouched);
+                Copy::Parked(place)
+            }
+            Err(full) => {
+                // What may have reached its device stays uncertain.
+                if fate.outcome != Outcome::Uncertain {
+                    fate.outcome = Outcome::Overloaded;
+                }
+                fate.reason = format!("{}; {full}", fate.reason).into();
+                Copy::Undelivered(fate.outcome, fate.reason.clone())
+            }
+        }
     }
 
     fn finish(
         &self,
-        delivery: Delivery,
-        address: Option<Address>,
-        outcome: Outcome,
-        reason: Reason,
-        if_offline: IfOffline,
+        account: Account<'_>,
+        fate: Fate,
+        settlement: Option<Settlement>,
     ) -> Option<Settlement> {
+        let Account { origin, address, copy } = account;
+        let Fate { outcome, reason, answer } = fate;
         self.metrics.command(outcome);
         if outcome.is_delivered() {
-            self.observe(&delivery);
+            self.observe(origin);
         }
-        let owed = outcome.disposition(if_offline);
-        let wants_receipt = delivery.message.reply_to().is_some();
+        let wants_receipt = origin.message.reply_to().is_some();
         // The usual case: nothing to say to anybody, not even to the log.
-        if owed == Disposition::Ack
+        if copy.is_none()
             && !wants_receipt
             && outcome.is_delivered()
             && !tracing::enabled!(tracing::Level::DEBUG)
         {
-            return Some(delivery.settlement);
+            return settlement;
         }
-        let id = self.id(&delivery);
-        let address = address.map(|address| address.to_string());
+        let id = self.id(origin);
+        let address = address.map(ToString::to_string);
         let shown = address.as_deref().unwrap_or("");
         if outcome.is_delivered() {
             debug!(%id, address = shown, outcome = outcome.label(), "command delivered");
+        } else if outcome == Outcome::Parked {
+            info!(%id, address = shown, %reason, "command parked");
         } else {
             info!(%id, address = shown, outcome = outcome.label(), %reason, "command not delivered");
         }
-        let undelivered = (owed == Disposition::Undelivered).then(|| (outcome, reason.clone()));
-        if undelivered.is_none() && !wants_receipt {
-            return Some(delivery.settlement);
+        if copy.is_none() && !wants_receipt {
+            return settlement;
         }
         let receipt = wants_receipt.then(|| {
-            let reason = Some(&*reason).filter(|_| !outcome.is_delivered());
-            let at = clock::rfc3339(Moment::now().wall_ms);
+            let text = answer.as_deref().map(std::str::from_utf8);
             let receipt = Receipt {
                 id: &id,
-                address,
+                address: address.as_deref(),
                 outcome: outcome.label(),
-                reason,
+                reason: Some(&*reason).filter(|_| !outcome.is_delivered()),
+                answer: text.and_then(Result::ok),
+                answer_base64: answer
+                    .as_deref()
+                    .filter(|_| matches!(text, Some(Err(_))))
+                    .map(|bytes| base64::engine::general_purpose::STANDARD.encode(bytes)),
                 bridge: &self.bridge,
-                at,
+                at: clock::rfc3339(Moment::now().wall_ms),
             };
             // Strings and nothing else: this cannot fail.
             serde_json::to_vec(&receipt).unwrap_or_default()
         });
-        let Delivery { message, settlement, .. } = delivery;
-        self.jobs.push(Job { message, settlement, undelivered, receipt });
+        self.jobs.push(Job { message: Arc::clone(&origin.message), settlement, copy, receipt });
         None
     }
 
-    fn observe(&self, delivery: &Delivery) {
-        let from_arrival = delivery.arrived.mono.elapsed();
-        let from_publish = delivery.published_ms.map(|published| {
-            Duration::from_millis(delivery.arrived.wall_ms.saturating_sub(published)) + from_arrival
+    fn observe(&self, origin: &Origin) {
+        let from_arrival = origin.arrived.mono.elapsed();
+        let from_publish = origin.published_ms.map(|published| {
+            Duration::from_millis(origin.arrived.wall_ms.saturating_sub(published)) + from_arrival
         });
         self.metrics.delivered(from_publish, from_arrival);
     }
 
-    /// The command's own id, its message's, or one made here.
-    fn id(&self, delivery: &Delivery) -> String {
-        if let Some(id) = delivery.id.as_deref().or_else(|| delivery.message.message_id()) {
-            return id.to_owned();
+    /// What this bridge knows the command by when it is parked: no other process makes the same.
+    pub(crate) fn parked_by(&self, origin: &Origin) -> String {
+        format!("{}-{}", self.parked_prefix(), origin.number)
+    }
+
+    /// The number of a command that this process has parked; None if another did.
+    pub(crate) fn number_parked_by(&self, by: &str) -> Option<u64> {
+        by.strip_prefix(&self.parked_prefix())?.strip_prefix('-')?.parse().ok()
+    }
+
+    fn parked_prefix(&self) -> String {
+        format!("{}-{:x}", self.bridge, self.born_ms)
+    }
+
+    /// The id its sender gave it, or one made here, the same each time it is asked for.
+    pub(crate) fn id(&self, origin: &Origin) -> String {
+        match &origin.id {
+            Some(id) => id.to_string(),
+            None => format!("{}-{:x}-{}", self.bridge, self.born_ms, origin.number),
         }
-        let count = self.made_ids.fetch_add(1, Ordering::Relaxed);
-        format!("{}-{:x}-{count}", self.bridge, self.born_ms)
+    }
+}
+
+/// Whether bytes went out, so that a second try would be a repetition.
+fn is_final_at_the_device(outcome: Outcome) -> bool {
+    match outcome {
+        Outcome::Written
+        | Outcome::Received
+        | Outcome::Answered
+        | Outcome::Unanswered
+        | Outcome::Uncertain => true,
+        Outcome::Offline
+        | Outcome::Parked
+        | Outcome::Expired
+        | Outcome::Invalid
+        | Outcome::Overloaded => false,
     }
 }

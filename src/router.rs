@@ -1,28 +1,28 @@
-//! `Router`: an order goes to its device's session, or back with an outcome. It never waits.
+//! `Router`: an order goes to its device's session, or back with its fate. It never waits.
 
 use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use crate::command::{Outcome, Reason};
-use crate::device::{Devices, Offer};
+use crate::command::Outcome;
+use crate::device::{Devices, Offer, Session};
+use crate::ledger::Known;
 use crate::order::Order;
+use crate::report::Fate;
 
 /// Where an order went.
 #[derive(Debug)]
 pub(crate) enum Routed {
-    /// Onto the wire.
-    Written(Order),
-    /// Into its device's lane; its session reports it later.
+    /// To its device's session, which reports it later.
     Waiting,
-    /// Nowhere, and why.
-    Refused(Order, Outcome, Reason),
+    /// Nowhere any more: its fate is known.
+    Concluded(Order, Fate),
 }
 
 /// Sends orders to devices.
 #[derive(Debug)]
 pub(crate) struct Router {
-    devices: Arc<Devices>,
+    pub(crate) devices: Arc<Devices>,
     waiting_max: usize,
 }
 
@@ -42,46 +42,122 @@ impl Router {
         self.devices.waiting()
     }
 
+    /// How many orders are written and wait for their proof.
+    pub(crate) fn proving(&self) -> usize {
+        self.devices.proving()
+    }
+
     /// Sends `order` to its device.
-    pub(crate) fn route(&self, mut order: Order, now: Instant) -> Routed {
-        if order.command.expires <= now {
-            return Routed::Refused(
-                order,
-                Outcome::Expired,
-                "its ttl ended before it could be written".into(),
-            );
+    pub(crate) fn route(&self, order: Order, now: Instant) -> Routed {
+        let mut order = match self.recall(order) {
+            Ok(order) => order,
+            Err(routed) => return routed,
+        };
+        if order.command().expires <= now {
+            return expired(order);
         }
         let may_wait = self.waiting() < self.waiting_max;
         let mut last_epoch = None;
-        while let Some(session) = self.devices.registry.find(&order.command.address) {
-            // A session that has ended stands in the registry until its task has run; a newer one
+        while let Some(session) = self.devices.registry.find(&order.command().address) {
+            // A session that is closed stands in the registry until its task has run; a newer one
             // of the same device may have taken its place since it was looked up.
             if last_epoch == Some(session.epoch()) {
-                return Routed::Refused(
-                    order,
-                    Outcome::Offline,
-                    "the connection has just ended".into(),
-                );
+                return refused(order, Outcome::Offline, "the connection has just ended");
             }
             last_epoch = Some(session.epoch());
             order = match session.offer(order, now, &self.devices, may_wait) {
-                Offer::Written(order) => return Routed::Written(order),
-                Offer::Waiting => return Routed::Waiting,
-                Offer::Gone(order) => order,
-                Offer::LaneFull(order, waiting) => {
-                    let reason =
-                        format!("the device does not read: {waiting} commands wait for it already");
-                    return Routed::Refused(order, Outcome::Overloaded, reason.into());
-                }
-                Offer::NoRoom(order) => {
-                    let reason = format!(
-                        "the device does not read, and {} commands wait for such devices already",
-                        self.waiting_max
-                    );
-                    return Routed::Refused(order, Outcome::Overloaded, reason.into());
-                }
+                Ok(offer) => return self.taken(offer),
+                Err(order) => order,
             };
         }
-        Routed::Refused(order, Outcome::Offline, "the device is not connected".into())
+        refused(order, Outcome::Offline, "the device is not connected")
     }
+
+    /// Sends an order that was parked to its device's session; gives it back if that is closed.
+    pub(crate) fn route_parked(
+        &self,
+        order: Order,
+        session: &Arc<Session>,
+        now: Instant,
+    ) -> Result<Routed, Order> {
+        let order = match self.recall(order) {
+            Ok(order) => order,
+            Err(routed) => return Ok(routed),
+        };
+        if order.command().expires <= now {
+            return Ok(expired(order));
+        }
+        Ok(self.taken(session.offer_parked(order, now, &self.devices)?))
+    }
+
+    fn taken(&self, offer: Offer) -> Routed {
+        match offer {
+            Offer::Written(order) => Routed::Concluded(order, Fate::delivered(Outcome::Written)),
+            Offer::Waiting => Routed::Waiting,
+            Offer::Park(order) => {
+                refused(order, Outcome::Parked, "commands parked for the device go first")
+            }
+            Offer::Unprovable(order) => {
+                let reason = "confirm: `received` needs a system that can tell what a device's TCP \
+                    stack has acknowledged, and this one cannot";
+                refused(order, Outcome::Invalid, reason)
+            }
+            Offer::LaneFull(order, waiting) => {
+                let reason =
+                    format!("the device does not read: {waiting} commands wait for it already");
+                refused(order, Outcome::Overloaded, reason)
+            }
+            Offer::NoRoom(order) => {
+                let reason = format!(
+                    "the device does not read, and {} commands wait for such devices already",
+                    self.waiting_max
+                );
+                refused(order, Outcome::Overloaded, reason)
+            }
+        }
+    }
+
+    /// What became of the first try, if this is not it. Gives the order back if it is to be tried.
+    fn recall(&self, order: Order) -> Result<Order, Routed> {
+        if !order.facts.origin.redelivered {
+            return Ok(order);
+        }
+        match self.devices.reporter.recall(&order.facts) {
+            Some(Known::Untouched) => Ok(order),
+            Some(Known::Done(outcome, answer)) => {
+                let reason = "the broker delivered it again; this is what became of the first try";
+                Err(Routed::Concluded(order, Fate { answer, ..Fate::new(outcome, reason) }))
+            }
+            Some(Known::Begun) => {
+                let session = self.devices.registry.find(&order.command().address);
+                let adopted = match session {
+                    Some(session) => session.adopt(order),
+                    None => Err(order),
+                };
+                match adopted {
+                    Ok(()) => Err(Routed::Waiting),
+                    Err(order) => try_again(order),
+                }
+            }
+            None => try_again(order),
+        }
+    }
+}
+
+/// An order whose first try may have reached its device.
+fn try_again(order: Order) -> Result<Order, Routed> {
+    if order.command().once {
+        let reason =
+            "the broker delivered it again, and it is not known whether it was written before";
+        return Err(refused(order, Outcome::Uncertain, reason));
+    }
+    Ok(order)
+}
+
+fn expired(order: Order) -> Routed {
+    refused(order, Outcome::Expired, "its ttl ended before it could be written")
+}
+
+fn refused(order: Order, outcome: Outcome, reason: impl Into<crate::command::Reason>) -> Routed {
+    Routed::Concluded(order, Fate::new(outcome, reason))
 }

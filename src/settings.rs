@@ -10,13 +10,17 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
 use std::net::SocketAddr;
-use std::num::NonZeroU16;
+use std::num::{NonZeroU16, NonZeroU32};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Deserialize;
 use value::Field;
-pub use value::{Confirm, IfOffline, LineEnding, LineMax, LogFormat, QueueType, Secret, Switch};
+
+use crate::command::Address;
+pub use value::{
+    Confirm, IfOffline, LineEnding, LineMax, LogFormat, Pattern, QueueType, Secret, Switch,
+};
 
 /// One row of the settings table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,6 +94,7 @@ section! {
     connect_timeout: Duration = "MQ_CONNECT_TIMEOUT", "10s", "Limit for one attempt to connect, TCP, TLS and AMQP handshake together.";
     events_exchange: String = "MQ_EVENTS_EXCHANGE", "device-events", "Topic exchange for `presence.<address>` and `uplink.<address>`; declared if it is missing.";
     undelivered_exchange: String = "MQ_UNDELIVERED_EXCHANGE", "undelivered", "Exchange for commands that were not delivered; declared (fanout) if it is missing, with a durable queue of the same name.";
+    parked_prefix: String = "MQ_PARKED_PREFIX", "parked", "Commands parked for a device wait in the durable queue `<prefix>.<address>`; a queue named by the prefix alone marks that there may be such.";
 }
 
 section! {
@@ -98,6 +103,11 @@ section! {
     listen: SocketAddr = "DEVICE_LISTEN", "0.0.0.0:8123", "Address and port devices connect to; `[::]:8123` takes IPv6 and IPv4.";
     line_ending: LineEnding = "DEVICE_LINE_ENDING", "crlf", "`crlf` or `lf`: what ends each command line.";
     line_max: LineMax = "DEVICE_LINE_MAX", "8192", "Longest line in bytes, both ways, its ending not counted; 1 to 1048576. A longer command is `invalid`; a device that sends a longer line is disconnected.";
+    send_buffer: NonZeroU32 = "DEVICE_SEND_BUFFER", "32768", "SO_SNDBUF in bytes, which Linux doubles: what may be on its way to a device unacknowledged, some 50 short commands. The rest waits in its lane.";
+    tail_max: NonZeroU32 = "DEVICE_TAIL_MAX", "262144", "Bytes of memory for commands written to one device and not yet acknowledged by it; beyond it commands wait in its lane.";
+    answer_pattern: Option<Pattern> = "DEVICE_ANSWER_PATTERN", "", "Regular expression that a device's answer to a command matches; other lines are uplink. Unset: the next line is the answer.";
+    answer_id: Option<String> = "DEVICE_ANSWER_ID", "", "Named group of `DEVICE_ANSWER_PATTERN` that holds the id of the command that is answered; then several may be on their way at a time.";
+    greeting: Switch = "DEVICE_GREETING", "off", "`on`: a device gets no command before it has sent its first line.";
     lane_max: NonZeroU16 = "DEVICE_LANE_MAX", "64", "Commands that may wait for one device that does not read; one more is `overloaded`.";
     write_timeout: Duration = "DEVICE_WRITE_TIMEOUT", "10s", "A device whose socket does not take the line at the head of its lane for this long is disconnected.";
     user_timeout: Duration = "DEVICE_USER_TIMEOUT", "35s", "TCP_USER_TIMEOUT: a device that acknowledges no data for this long is gone. At least keepalive idle + interval x count.";
@@ -111,8 +121,11 @@ section! {
     /// What a command is held to when it does not say so itself.
     CommandDefaults, RawCommand, COMMAND_ROWS, "COMMAND_";
     ttl: Duration = "COMMAND_TTL", "1h", "A command is not written later than this after its publication, unless it has a `ttl_ms` of its own.";
-    confirm: Confirm = "COMMAND_CONFIRM", "written", "How much proof makes a command delivered. `written` is the only one so far.";
-    if_offline: IfOffline = "COMMAND_IF_OFFLINE", "reject", "`reject` sends a command for a device that is not connected to the undelivered exchange; `drop` forgets it.";
+    confirm: Confirm = "COMMAND_CONFIRM", "written", "How much proof makes a command delivered: `written`, `received` or `answered`.";
+    timeout: Duration = "COMMAND_TIMEOUT", "10s", "How long after the write the proof may take, unless the command has a `timeout_ms` of its own.";
+    if_offline: IfOffline = "COMMAND_IF_OFFLINE", "reject", "For a device that is not connected: `reject` sends the command to the undelivered exchange, `park` keeps it in the broker until the device connects or the ttl ends, `drop` forgets it.";
+    parked_max: NonZeroU32 = "COMMAND_PARKED_MAX", "1000", "Commands that may be parked for one device; one more is `overloaded`.";
+    parked_total_max: NonZeroU32 = "COMMAND_PARKED_TOTAL_MAX", "100000", "Commands that may be parked for all devices together; one more is `overloaded`.";
 }
 
 section! {
@@ -206,6 +219,11 @@ impl Settings {
 }
 
 impl Broker {
+    /// The queue in which commands wait for this device.
+    pub fn parked_queue(&self, address: &Address) -> String {
+        format!("{}.{address}", self.parked_prefix)
+    }
+
     /// The routing key commands are bound with.
     pub fn command_key(&self) -> &str {
         self.routing_key.as_deref().unwrap_or(&self.queue)
@@ -276,6 +294,14 @@ fn check_together(mq: &Broker, device: &Device, errors: &mut Vec<String>) {
             humantime::format_duration(probes),
             humantime::format_duration(device.user_timeout),
         ));
+    }
+    if let Some(group) = &device.answer_id {
+        let names = device.answer_pattern.as_ref().map(|pattern| pattern.group_names());
+        if !names.is_some_and(|names| names.contains(group)) {
+            errors.push(format!(
+                "DEVICE_ANSWER_ID: expected the name of a group in DEVICE_ANSWER_PATTERN, as in (?<id>...), got {group}"
+            ));
+        }
     }
     if device.keepalive_count.get() > 127 {
         errors.push(format!(

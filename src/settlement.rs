@@ -10,18 +10,27 @@ use tracing::error;
 
 use crate::metrics::Metrics;
 
+/// What becomes of a delivery; the number is its tag.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// Acknowledge it.
+    Ack(u64),
+    /// Leave it: it is delivered again once its channel closes.
+    Return(u64),
+}
+
 /// The duty to settle one delivery.
 #[derive(Debug)]
 pub struct Settlement {
     tag: u64,
-    verdicts: mpsc::Sender<u64>,
+    verdicts: mpsc::Sender<Verdict>,
     forgotten: Option<Metrics>,
 }
 
 impl Settlement {
-    /// The duty for the delivery `tag`. `verdicts` leads to the consumer that holds its channel and
+    /// The duty for the delivery `tag`. `verdicts` leads to the task that holds its channel and
     /// has room for every delivery that can be unsettled at once.
-    pub fn new(tag: u64, verdicts: mpsc::Sender<u64>, metrics: Metrics) -> Self {
+    pub fn new(tag: u64, verdicts: mpsc::Sender<Verdict>, metrics: Metrics) -> Self {
         Self { tag, verdicts, forgotten: Some(metrics) }
     }
 
@@ -32,17 +41,9 @@ impl Settlement {
     }
 
     /// Settles it from any task: the consumer acknowledges the delivery.
-    pub fn settle(mut self) {
-        self.forgotten = None;
-        match self.verdicts.try_send(self.tag) {
-            Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => {}
-            Err(mpsc::error::TrySendError::Full(tag)) => {
-                error!(
-                    tag,
-                    "no room for a verdict, which must not happen; the message will be delivered again."
-                );
-            }
-        }
+    pub fn settle(self) {
+        let verdict = Verdict::Ack(self.tag);
+        self.say(verdict);
     }
 
     /// Settles it inside the consumer, which acknowledges the tag itself.
@@ -52,8 +53,22 @@ impl Settlement {
     }
 
     /// Gives the delivery back: unacknowledged, it is delivered again once its channel closes.
-    pub fn hand_back(mut self) {
+    pub fn hand_back(self) {
+        let verdict = Verdict::Return(self.tag);
+        self.say(verdict);
+    }
+
+    fn say(mut self, verdict: Verdict) {
         self.forgotten = None;
+        match self.verdicts.try_send(verdict) {
+            Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => {}
+            Err(mpsc::error::TrySendError::Full(verdict)) => {
+                error!(
+                    ?verdict,
+                    "no room for a verdict, which must not happen; the message will be delivered again."
+                );
+            }
+        }
     }
 }
 
@@ -75,9 +90,10 @@ mod tests {
         let (verdicts, mut consumer) = mpsc::channel(1);
         let metrics = Metrics::new();
         Settlement::new(7, verdicts.clone(), metrics.clone()).settle();
-        assert_eq!(consumer.recv().await, Some(7));
+        assert_eq!(consumer.recv().await, Some(Verdict::Ack(7)));
         assert_eq!(Settlement::new(8, verdicts.clone(), metrics.clone()).settle_here(), 8);
         Settlement::new(9, verdicts, metrics.clone()).hand_back();
+        assert_eq!(consumer.recv().await, Some(Verdict::Return(9)));
         assert_eq!(consumer.recv().await, None);
         assert!(metrics.encode().contains("rabbitline_settlements_forgotten_total 0"));
     }

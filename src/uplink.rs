@@ -29,6 +29,9 @@ struct Event<'a> {
     line: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     line_base64: Option<String>,
+    /// Whether it answers a command that was given up.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    late: bool,
 }
 
 /// Lines from devices, waiting to be published.
@@ -55,8 +58,8 @@ impl Uplink {
         Self { bridge, work, metrics, bytes_max: QUEUE_BYTES_MAX, queue: Mutex::default() }
     }
 
-    /// Takes up a line that a device sent.
-    pub(crate) fn line(&self, address: &Address, epoch: u64, line: &[u8]) {
+    /// Takes up a line that a device sent. `late` marks an answer to a command that was given up.
+    pub(crate) fn line(&self, address: &Address, epoch: u64, line: &[u8], late: bool) {
         let text = std::str::from_utf8(line).ok();
         let event = Event {
             address: address.to_string(),
@@ -67,6 +70,7 @@ impl Uplink {
             line_base64: text
                 .is_none()
                 .then(|| base64::engine::general_purpose::STANDARD.encode(line)),
+            late,
         };
         // Strings and a number: this cannot fail.
         let json = serde_json::to_vec(&event).unwrap_or_default();
@@ -128,8 +132,8 @@ mod tests {
     #[test]
     fn a_line_that_is_not_text_goes_out_as_base64() {
         let uplink = uplink(QUEUE_BYTES_MAX);
-        uplink.line(&device(), 5, b"temp=21");
-        uplink.line(&device(), 5, b"\xff\x00");
+        uplink.line(&device(), 5, b"temp=21", false);
+        uplink.line(&device(), 5, b"\xff\x00", false);
         let event = next_json(&uplink);
         assert_eq!((&event["line"], &event["epoch"]), (&"temp=21".into(), &5.into()));
         assert!(event.get("line_base64").is_none());
@@ -142,7 +146,7 @@ mod tests {
     fn a_full_queue_drops_the_newest_and_counts_it() {
         let uplink = uplink(300);
         for _ in 0..10 {
-            uplink.line(&device(), 5, b"x");
+            uplink.line(&device(), 5, b"x", false);
         }
         let dropped = |text: String| {
             let line =

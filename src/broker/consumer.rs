@@ -22,31 +22,27 @@ use tracing::info;
 
 use super::acks::{Ack, Acks};
 use super::connection::Link;
-use super::decode::{self, Decoded, Defaults};
-use super::message::Message;
+use super::intake::Intake;
 use super::retry::Retry;
-use super::{BrokerError, topology};
-use crate::clock::{self, Moment};
-use crate::command::Reason;
-use crate::metrics::{self, Metrics};
-use crate::order::{Delivery, Order};
-use crate::report::Reporter;
-use crate::router::{Routed, Router};
-use crate::settings::Settings;
-use crate::settlement::Settlement;
+use super::{BrokerError, drain, topology};
+use crate::clock;
+use crate::metrics;
+use crate::router::Routed;
+use crate::settlement::{Settlement, Verdict};
 
 /// How long all deliveries in hand may wait for the publisher before the consumer is renewed. A
 /// confirm takes milliseconds, or some hundred under load; renewing is two round trips.
 const PUBLISHER_GRACE: Duration = Duration::from_secs(1);
 
+/// How long all deliveries in hand may wait for their proof before the consumer is renewed. A
+/// device on the same network acknowledges in less; renewing is two round trips to the broker.
+const PROOF_GRACE: Duration = Duration::from_millis(5);
+
 /// Takes commands off the queue.
 #[derive(Debug)]
 pub(crate) struct Consumer {
-    pub(crate) settings: Arc<Settings>,
+    pub(crate) intake: Intake,
     pub(crate) bridge: Arc<str>,
-    pub(crate) router: Router,
-    pub(crate) reporter: Arc<Reporter>,
-    pub(crate) metrics: Metrics,
     /// True while commands are being taken off the queue.
     pub(crate) consuming: Arc<AtomicBool>,
 }
@@ -69,7 +65,8 @@ impl Consumer {
         drain: &CancellationToken,
         give_up: &CancellationToken,
     ) -> Result<(), BrokerError> {
-        let opening = Link::open(&self.settings.mq, &self.bridge, metrics::Link::Consumer);
+        let settings = &self.intake.settings;
+        let opening = Link::open(&settings.mq, &self.bridge, metrics::Link::Consumer);
         let link = tokio::select! {
             () = drain.cancelled() => return Ok(()),
             link = opening => link?,
@@ -77,25 +74,30 @@ impl Consumer {
         let result = tokio::select! {
             () = give_up.cancelled() => Ok(()),
             result = self.consume(&link, drain) => result,
+            result = drain::run(&link, &self.intake) => match result {
+                Ok(never) => match never {},
+                Err(error) => Err(error),
+            },
         };
         self.up(false);
-        self.router.drop_unwanted();
+        self.intake.router.drop_unwanted();
         link.close().await;
         result
     }
 
     async fn consume(&self, link: &Link, drain: &CancellationToken) -> Result<(), BrokerError> {
-        topology::prepare_consumer(link, &self.settings).await?;
+        let settings = &self.intake.settings;
+        topology::prepare_consumer(link, settings).await?;
         let mut hand = Hand::start(self, link.channel().await?).await?;
         self.up(true);
-        info!(queue = self.settings.mq.queue, prefetch = hand.prefetch, "consuming commands");
+        info!(queue = settings.mq.queue, prefetch = hand.prefetch, "consuming commands");
         let mut drained = std::pin::pin!(drain.cancelled());
         loop {
             let renew_at = hand.renew_at();
             tokio::select! {
                 biased;
                 () = &mut drained => break,
-                Some(tag) = hand.settled.recv() => hand.settle(tag),
+                Some(verdict) = hand.settled.recv() => hand.judge(verdict),
                 delivered = hand.deliveries.next() => hand.take_up(delivered)?,
                 () = clock::until(renew_at) => hand.renew().await?,
             }
@@ -111,7 +113,7 @@ impl Consumer {
 
     fn up(&self, up: bool) {
         self.consuming.store(up, Ordering::Relaxed);
-        self.metrics.broker_up(metrics::Link::Consumer, up);
+        self.intake.metrics.broker_up(metrics::Link::Consumer, up);
     }
 }
 
@@ -121,18 +123,17 @@ struct Hand<'a> {
     channel: Channel,
     deliveries: lapin::Consumer,
     acks: Acks,
-    verdicts: mpsc::Sender<u64>,
-    settled: mpsc::Receiver<u64>,
-    defaults: Defaults,
+    verdicts: mpsc::Sender<Verdict>,
+    settled: mpsc::Receiver<Verdict>,
     prefetch: usize,
     stalled_max: usize,
-    /// Since when every delivery in hand has waited for the publisher.
+    /// Since when every delivery in hand has waited.
     waiting_since: Option<Instant>,
 }
 
 impl<'a> Hand<'a> {
     async fn start(consumer: &'a Consumer, channel: Channel) -> Result<Self, BrokerError> {
-        let settings = &consumer.settings;
+        let settings = &consumer.intake.settings;
         let prefetch = settings.mq.prefetch.get();
         let qos = channel.basic_qos(prefetch, BasicQosOptions { global: false }).await;
         qos.map_err(BrokerError::during("setting the prefetch"))?;
@@ -141,12 +142,6 @@ impl<'a> Hand<'a> {
             (usize::from(prefetch), usize::from(settings.mq.stalled_max.get()));
         // Every delivery that can be unsettled fits, so that a verdict never waits.
         let (verdicts, settled) = mpsc::channel(prefetch + stalled_max);
-        let defaults = Defaults {
-            ttl: settings.command.ttl,
-            if_offline: settings.command.if_offline,
-            line_ending: settings.device.line_ending,
-            line_max: settings.device.line_max.0,
-        };
         let acks = Acks::default();
         let waiting_since = None;
         Ok(Self {
@@ -156,7 +151,6 @@ impl<'a> Hand<'a> {
             acks,
             verdicts,
             settled,
-            defaults,
             prefetch,
             stalled_max,
             waiting_since,
@@ -166,7 +160,9 @@ impl<'a> Hand<'a> {
     /// Takes up what the consumer's stream gave. Its end and an error mean the same: start over.
     fn take_up(&mut self, delivered: Option<lapin::Result<Delivered>>) -> Result<(), BrokerError> {
         let Some(delivered) = delivered else {
-            return Err(BrokerError::Cancelled { queue: self.consumer.settings.mq.queue.clone() });
+            return Err(BrokerError::Cancelled {
+                queue: self.consumer.intake.settings.mq.queue.clone(),
+            });
         };
         let delivered = delivered.map_err(BrokerError::during("consuming"))?;
         let tag = delivered.delivery_tag;
@@ -174,42 +170,29 @@ impl<'a> Hand<'a> {
             let error = std::io::Error::other(format!("delivery tag {tag} is out of order"));
             return Err(BrokerError::during("consuming")(error.into()));
         }
-        let settlement = Settlement::new(tag, self.verdicts.clone(), self.consumer.metrics.clone());
-        let Delivered { routing_key, properties, data, .. } = delivered;
-        let message = Message { body: data, properties, routing_key };
-        if let Some(settlement) = self.fate(message, settlement) {
+        let intake = &self.consumer.intake;
+        let settlement = Settlement::new(tag, self.verdicts.clone(), intake.metrics.clone());
+        let settlement = match intake.order(delivered, settlement) {
+            Ok(order) => {
+                let now = order.facts.origin.arrived.mono;
+                match intake.router.route(order, now) {
+                    Routed::Waiting => None,
+                    Routed::Concluded(order, fate) => intake.reporter.conclude(order, fate),
+                }
+            }
+            Err(settlement) => settlement,
+        };
+        if let Some(settlement) = settlement {
             self.settle(settlement.settle_here());
         }
         Ok(())
     }
 
-    /// Decodes and routes one message. Gives its settlement back if it is settled already.
-    fn fate(&self, message: Message, settlement: Settlement) -> Option<Settlement> {
-        let arrived = Moment::now();
-        let stamps = message.stamps();
-        let published_ms = decode::published_ms(&stamps, arrived);
-        let decoded = decode::decode(message.body(), &stamps, &self.defaults, arrived);
-        let reporter = &self.consumer.reporter;
-        match decoded {
-            Ok(Decoded { command, id }) => {
-                let delivery = Delivery { message, settlement, arrived, published_ms, id };
-                match self.consumer.router.route(Order { command, delivery }, arrived.mono) {
-                    Routed::Written(order) => reporter.conclude(
-                        order,
-                        crate::command::Outcome::Written,
-                        Reason::default(),
-                    ),
-                    Routed::Waiting => None,
-                    Routed::Refused(order, outcome, reason) => {
-                        reporter.conclude(order, outcome, reason)
-                    }
-                }
-            }
-            Err(invalid) => {
-                let delivery =
-                    Delivery { message, settlement, arrived, published_ms, id: invalid.id };
-                reporter.conclude_invalid(delivery, invalid.address, invalid.reason)
-            }
+    /// Takes up a verdict. What was given back stays open until the channel closes.
+    fn judge(&mut self, verdict: Verdict) {
+        match verdict {
+            Verdict::Ack(tag) => self.settle(tag),
+            Verdict::Return(_) => {}
         }
     }
 
@@ -222,8 +205,8 @@ impl<'a> Hand<'a> {
     fn take_what_is_ready(&mut self) -> Result<(), BrokerError> {
         let enough = (self.prefetch / 2).max(1);
         while self.acks.due() < enough {
-            if let Ok(tag) = self.settled.try_recv() {
-                self.settle(tag);
+            if let Ok(verdict) = self.settled.try_recv() {
+                self.judge(verdict);
             } else if let Some(delivered) = self.deliveries.next().now_or_never() {
                 self.take_up(delivered)?;
             } else {
@@ -245,12 +228,13 @@ impl<'a> Hand<'a> {
                 result = Err(BrokerError::during("acknowledging")(error));
             }
         });
-        self.consumer.metrics.unsettled(self.acks.open_count());
+        self.consumer.intake.metrics.unsettled(self.acks.open_count());
         result
     }
 
     /// When to renew the consumer: at once if it has no credit left and devices that do not read
-    /// hold it, after a grace if it is the publisher that all wait for, never if too much waits.
+    /// hold it, after a grace if it is proofs or the publisher that all wait for, never if too much
+    /// waits.
     fn renew_at(&mut self) -> Option<Instant> {
         if self.acks.open_of_consumer() < self.prefetch || self.acks.open_count() > self.stalled_max
         {
@@ -258,7 +242,15 @@ impl<'a> Hand<'a> {
             return None;
         }
         let since = *self.waiting_since.get_or_insert_with(Instant::now);
-        Some(if self.consumer.router.waiting() > 0 { since } else { since + PUBLISHER_GRACE })
+        let router = &self.consumer.intake.router;
+        let grace = if router.waiting() > 0 {
+            Duration::ZERO
+        } else if router.proving() > 0 {
+            PROOF_GRACE
+        } else {
+            PUBLISHER_GRACE
+        };
+        Some(since + grace)
     }
 
     async fn renew(&mut self) -> Result<(), BrokerError> {
@@ -288,7 +280,7 @@ impl<'a> Hand<'a> {
         self.cancel().await?;
         while self.acks.open_count() > 0 {
             match self.settled.recv().await {
-                Some(tag) => self.settle(tag),
+                Some(verdict) => self.judge(verdict),
                 None => break,
             }
             // The connection is closed next: these have to be on the wire before.
@@ -306,7 +298,7 @@ impl<'a> Hand<'a> {
 async fn subscribe(consumer: &Consumer, channel: &Channel) -> Result<lapin::Consumer, BrokerError> {
     let options =
         BasicConsumeOptions { no_local: false, no_ack: false, exclusive: false, nowait: false };
-    let queue = consumer.settings.mq.queue.as_str();
+    let queue = consumer.intake.settings.mq.queue.as_str();
     // The broker makes the tag: it is unique on the channel, renewed consumers included.
     let consuming =
         channel.basic_consume(queue.into(), "".into(), options, FieldTable::default()).await;

@@ -12,7 +12,7 @@ use serde_json::value::RawValue;
 use tokio::time::Instant;
 
 use crate::clock::Moment;
-use crate::command::{Address, Command, IfOffline, Line, Reason};
+use crate::command::{Address, Command, Confirm, IfOffline, Line, Reason};
 use crate::settings::LineEnding;
 
 /// What the AMQP properties say that matters to a command.
@@ -24,6 +24,8 @@ pub(crate) struct Stamps<'a> {
     pub(crate) timestamp_s: Option<u64>,
     /// The property `expiration`, milliseconds as text.
     pub(crate) expiration: Option<&'a str>,
+    /// Whether the message has an id of its own.
+    pub(crate) has_id: bool,
 }
 
 /// What holds for a command that does not say so itself.
@@ -31,6 +33,10 @@ pub(crate) struct Stamps<'a> {
 pub(crate) struct Defaults {
     pub(crate) ttl: Duration,
     pub(crate) if_offline: IfOffline,
+    pub(crate) confirm: Confirm,
+    pub(crate) timeout: Duration,
+    /// Whether answers name the command they are for, so that it must have an id.
+    pub(crate) answers_have_ids: bool,
     pub(crate) line_ending: LineEnding,
     pub(crate) line_max: usize,
 }
@@ -103,8 +109,10 @@ pub(crate) fn decode(
         }
     };
     match fields(&body, stamps, defaults, now) {
-        Ok((line, expires, if_offline)) => {
-            Ok(Decoded { command: Command { address, line, expires, if_offline }, id })
+        Ok(fields) => {
+            let Fields { line, expires, if_offline, confirm, timeout, once } = fields;
+            let command = Command { address, line, expires, if_offline, confirm, timeout, once };
+            Ok(Decoded { command, id })
         }
         Err(reason) => Err(Invalid { reason, id, address: Some(address) }),
     }
@@ -121,54 +129,92 @@ fn parse(body: &[u8]) -> Result<Body<'_>, Reason> {
         .map_err(|error| Cow::from(format!("body: expected a JSON object, got {error}")))
 }
 
+/// What a body says besides the address and the id.
+struct Fields {
+    line: Line,
+    expires: Instant,
+    if_offline: IfOffline,
+    confirm: Confirm,
+    timeout: Duration,
+    once: bool,
+}
+
 fn fields(
     body: &Body<'_>,
     stamps: &Stamps<'_>,
     defaults: &Defaults,
     now: Moment,
-) -> Result<(Line, Instant, IfOffline), Reason> {
+) -> Result<Fields, Reason> {
     let cmd = body.cmd.ok_or_else(|| missing("cmd"))?;
     let cmd =
         if cmd.get().starts_with('"') { text("cmd", cmd)? } else { compact(cmd.get()).into() };
     let line = Line::encode(&cmd, defaults.line_ending, defaults.line_max)?;
     let ttl_ms = body.ttl_ms.map(|raw| milliseconds("ttl_ms", raw)).transpose()?;
-    body.timeout_ms.map(|raw| milliseconds("timeout_ms", raw)).transpose()?;
-    let expires = expiry(ttl_ms, stamps, defaults.ttl, now);
-    match body.confirm.map(|raw| text("confirm", raw)).transpose()?.as_deref() {
-        None | Some("written") => {}
-        Some(word @ ("received" | "answered")) => return Err(unsupported("confirm", word)),
-        Some(word) => {
-            return Err(expected("confirm", "`written`, `received` or `answered`", word));
-        }
+    let timeout = body.timeout_ms.map(|raw| milliseconds("timeout_ms", raw)).transpose()?;
+    let timeout = timeout.map_or(defaults.timeout, |ms| Duration::from_millis(ms).min(FOREVER));
+    let confirm =
+        word("confirm", body.confirm, Confirm::from_word, "`written`, `received` or `answered`")?;
+    let confirm = confirm.unwrap_or(defaults.confirm);
+    if confirm == Confirm::Answered
+        && defaults.answers_have_ids
+        && body.id.is_none()
+        && !stamps.has_id
+    {
+        return Err("id: missing; devices name the command they answer by its id".into());
     }
-    match body.once.map(RawValue::get) {
-        None | Some("false") => {}
-        Some("true") => return Err(unsupported("once", "true")),
+    let once = match body.once.map(RawValue::get) {
+        None | Some("false") => false,
+        Some("true") => true,
         Some(other) => return Err(expected("once", "true or false", other)),
-    }
+    };
     let if_offline =
-        match body.if_offline.map(|raw| text("if_offline", raw)).transpose()?.as_deref() {
-            None => defaults.if_offline,
-            Some("reject") => IfOffline::Reject,
-            Some("drop") => IfOffline::Drop,
-            Some("park") => return Err(unsupported("if_offline", "park")),
-            Some(word) => return Err(expected("if_offline", "`reject`, `park` or `drop`", word)),
-        };
-    Ok((line, expires, if_offline))
+        word("if_offline", body.if_offline, IfOffline::from_word, "`reject`, `park` or `drop`")?;
+    let if_offline = if_offline.unwrap_or(defaults.if_offline);
+    let ttl = ttl(ttl_ms, stamps, defaults.ttl);
+    if if_offline == IfOffline::Park && ttl > PARK_TTL_MAX {
+        let max = PARK_TTL_MAX.as_millis();
+        return Err(format!(
+            "ttl_ms: expected at most {max} for a command that may be parked, got {}",
+            ttl.as_millis()
+        )
+        .into());
+    }
+    let expires = expiry(ttl, stamps, now);
+    Ok(Fields { line, expires, if_offline, confirm, timeout, once })
 }
 
-/// The moment after which the command is not written: its own ttl or the default one, and the
-/// AMQP expiration where that is sooner, both counted from publication.
-fn expiry(ttl_ms: Option<u64>, stamps: &Stamps<'_>, default: Duration, now: Moment) -> Instant {
+/// One of a few words.
+fn word<T>(
+    name: &str,
+    raw: Option<&RawValue>,
+    from_word: impl Fn(&str) -> Option<T>,
+    words: &str,
+) -> Result<Option<T>, Reason> {
+    let Some(raw) = raw else { return Ok(None) };
+    let word = text(name, raw)?;
+    from_word(&word).map(Some).ok_or_else(|| expected(name, words, &word))
+}
+
+/// How long after its publication a command may be written: its own ttl or the default one, and the
+/// AMQP expiration where that is shorter.
+fn ttl(ttl_ms: Option<u64>, stamps: &Stamps<'_>, default: Duration) -> Duration {
     let ttl = ttl_ms.map_or(default, Duration::from_millis);
     let expiration =
         stamps.expiration.and_then(|text| text.parse().ok()).map(Duration::from_millis);
-    let ttl = expiration.map_or(ttl, |expiration| expiration.min(ttl));
+    expiration.map_or(ttl, |expiration| expiration.min(ttl))
+}
+
+/// The moment after which the command is not written.
+fn expiry(ttl: Duration, stamps: &Stamps<'_>, now: Moment) -> Instant {
     let age = published_ms(stamps, now).map_or(0, |published| now.wall_ms - published);
     let left = ttl.saturating_sub(Duration::from_millis(age));
     // A ttl beyond what the clock can express never ends while this process lives.
     now.mono.checked_add(left).unwrap_or(now.mono + FOREVER)
 }
+
+/// The longest a command may be parked: the queues it is parked in vanish when nothing was put in or
+/// fetched for a day longer than this, and what is in them would vanish untold.
+pub(crate) const PARK_TTL_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// A century: longer than any process, short enough for every clock.
 const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
@@ -207,10 +253,6 @@ fn missing(name: &str) -> Reason {
     format!("{name}: missing").into()
 }
 
-fn unsupported(name: &str, word: &str) -> Reason {
-    format!("{name}: `{word}` is not supported by this version").into()
-}
-
 fn expected(name: &str, what: &str, got: &str) -> Reason {
     format!("{name}: expected {what}, got {}", shown(got)).into()
 }
@@ -235,6 +277,9 @@ mod tests {
         Defaults {
             ttl: Duration::from_secs(3600),
             if_offline: IfOffline::Reject,
+            confirm: Confirm::Written,
+            timeout: Duration::from_secs(10),
+            answers_have_ids: false,
             line_ending: LineEnding::Lf,
             line_max: 32,
         }
@@ -283,20 +328,50 @@ mod tests {
         check(r#"{"address":"a","cmd":"x","ttl_ms":"5"}"#, "ttl_ms: expected a whole number");
         check(r#"{"address":"a","cmd":"x","ttl_ms":-1}"#, "ttl_ms: expected a whole number");
         check(r#"{"address":"a","cmd":"x","timeout_ms":1.5}"#, "timeout_ms: expected a whole");
-        check(
-            r#"{"address":"a","cmd":"x","confirm":"answered"}"#,
-            "confirm: `answered` is not supp",
-        );
         check(r#"{"address":"a","cmd":"x","confirm":"maybe"}"#, "confirm: expected `written`");
-        check(r#"{"address":"a","cmd":"x","once":true}"#, "once: `true` is not supported");
         check(r#"{"address":"a","cmd":"x","once":1}"#, "once: expected true or false, got 1");
-        check(r#"{"address":"a","cmd":"x","if_offline":"park"}"#, "if_offline: `park` is not supp");
+        check(r#"{"address":"a","cmd":"x","if_offline":"wait"}"#, "if_offline: expected `reject`");
+        check(
+            r#"{"address":"a","cmd":"x","if_offline":"park","ttl_ms":604800001}"#,
+            "ttl_ms: expected at most 604800000 for a command that may be parked, got 604800001",
+        );
         check(
             r#"{"address":"a","address":"b","cmd":"x"}"#,
             "body: expected a JSON object, got dup",
         );
         let not_utf8 = decode(b"{\"address\":\"\xff\"}", &Stamps::default(), &defaults(), at(0));
         assert!(not_utf8.expect_err("not UTF-8").reason.starts_with("body: expected UTF-8"));
+    }
+
+    #[test]
+    fn what_a_command_asks_for_is_read_and_the_rest_is_the_default() {
+        let read = |body: &str| {
+            let decoded = decode(body.as_bytes(), &Stamps::default(), &defaults(), at(0));
+            decoded.expect(body).command
+        };
+        let command = read(r#"{"address":"a","cmd":"x"}"#);
+        assert_eq!(command.confirm, Confirm::Written);
+        assert_eq!(command.timeout, Duration::from_secs(10));
+        assert!(!command.once);
+        let command = read(
+            r#"{"address":"a","cmd":"x","confirm":"answered","timeout_ms":5,"once":true,"if_offline":"park"}"#,
+        );
+        assert_eq!(command.confirm, Confirm::Answered);
+        assert_eq!(command.timeout, Duration::from_millis(5));
+        assert!(command.once);
+        assert_eq!(command.if_offline, IfOffline::Park);
+    }
+
+    #[test]
+    fn where_answers_have_ids_a_command_that_wants_one_has_an_id() {
+        let defaults = Defaults { answers_have_ids: true, ..defaults() };
+        let reason = |stamps: Stamps<'_>| {
+            let body = br#"{"address":"a","cmd":"x","confirm":"answered"}"#;
+            decode(body, &stamps, &defaults, at(0)).err().map(|invalid| invalid.reason)
+        };
+        let missing = "id: missing; devices name the command they answer by its id";
+        assert_eq!(reason(Stamps::default()), Some(missing.into()));
+        assert_eq!(reason(Stamps { has_id: true, ..Stamps::default() }), None);
     }
 
     #[test]

@@ -1,7 +1,9 @@
 //! `Jobs`: publications that deliveries wait for, on their way to the publisher.
 //!
-//! Bounded by nature: each unsettled delivery owes at most one. What a dead channel left behind is
-//! owed no more, since the broker delivers it again, and is cleared out before the queue grows.
+//! Bounded by nature: each unsettled delivery owes at most one, and so does each command that was
+//! settled as written and then lost with its link, of which `DEVICE_TAIL_MAX` bounds the number. What
+//! a dead channel left behind is owed no more, since the broker delivers it again, and is cleared
+//! out before the queue grows.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -31,11 +33,7 @@ impl Jobs {
         let mut queue = self.lock();
         if queue.len() >= self.live_max {
             for job in std::mem::take(&mut *queue) {
-                if job.settlement.is_live() {
-                    queue.push_back(job);
-                } else {
-                    job.settlement.hand_back();
-                }
+                queue.extend(job.if_owed());
             }
         }
         queue.push_back(job);
@@ -47,10 +45,9 @@ impl Jobs {
     pub(crate) fn next(&self) -> Option<Job> {
         let mut queue = self.lock();
         while let Some(job) = queue.pop_front() {
-            if job.settlement.is_live() {
+            if let Some(job) = job.if_owed() {
                 return Some(job);
             }
-            job.settlement.hand_back();
         }
         None
     }

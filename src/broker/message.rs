@@ -1,5 +1,7 @@
 //! `Message`: one AMQP message as it came, opaque outside this folder, and what may be asked of it.
 
+use std::hash::{Hash, Hasher};
+
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
 
@@ -8,12 +10,26 @@ use crate::command::{Outcome, Reason};
 
 /// The header RabbitMQ sets when its timestamp interceptor is on.
 const TIMESTAMP_MS_HEADER: &str = "timestamp_in_ms";
+/// Headers of a parked message, which are gone once it is fetched: until when it may be written
+/// (milliseconds since 1970), and what its bridge knows it by.
+const PARKED_UNTIL_HEADER: &str = "x-parked-until";
+const PARKED_BY_HEADER: &str = "x-parked-by";
+const OUTCOME_HEADER: &str = "x-outcome";
+const REASON_HEADER: &str = "x-reason";
+
 /// The longest reason a header carries; the log has it whole.
 const REASON_HEADER_MAX: usize = 1024;
 /// Headers travel in one frame, which is 128 KiB unless the broker is set otherwise. A message whose
 /// headers fill it could not be published again with more of them: the broker would close the
 /// connection, each time anew.
 const HEADERS_BYTES_MAX: usize = 100 * 1024;
+
+/// What a parked message says about itself.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct ParkedMarks {
+    pub(super) until_ms: Option<u64>,
+    pub(super) by: Option<String>,
+}
 
 /// A message as the broker delivered it.
 #[derive(Debug)]
@@ -35,7 +51,20 @@ impl Message {
             timestamp_ms: header.and_then(whole_number),
             timestamp_s: *self.properties.timestamp(),
             expiration: self.properties.expiration().as_ref().map(ShortString::as_str),
+            has_id: self.message_id().is_some(),
         }
+    }
+
+    /// Bytes it keeps in memory, roughly.
+    pub(crate) fn size(&self) -> usize {
+        self.body.len() + self.properties.headers().as_ref().map_or(0, table_size)
+    }
+
+    /// Tells it from another message that has the same id.
+    pub(crate) fn fingerprint(&self, hasher: &mut impl Hasher) {
+        self.body.hash(hasher);
+        self.properties.timestamp().hash(hasher);
+        self.properties.correlation_id().as_ref().map(ShortString::as_str).hash(hasher);
     }
 
     /// The AMQP `message_id`.
@@ -84,8 +113,54 @@ impl Message {
     ) -> BasicProperties {
         let mut headers = self.headers(&[]);
         let cut = reason.char_indices().nth(REASON_HEADER_MAX).map_or(reason.len(), |(at, _)| at);
-        headers.insert("x-outcome".into(), long(outcome.label()));
-        headers.insert("x-reason".into(), long(reason.get(..cut).unwrap_or_default()));
+        headers.insert(OUTCOME_HEADER.into(), long(outcome.label()));
+        headers.insert(REASON_HEADER.into(), long(reason.get(..cut).unwrap_or_default()));
+        self.with_headers(headers)
+    }
+
+    /// The properties of the message on its way to its device's own queue, where it ends after
+    /// `left_ms`: the broker then passes it on as it is, so it carries the outcome already.
+    pub(super) fn parked_properties(
+        &self,
+        until_ms: u64,
+        left_ms: u64,
+        by: &str,
+        id: &str,
+    ) -> BasicProperties {
+        let mut headers = self.headers(&[]);
+        headers.insert(OUTCOME_HEADER.into(), long(Outcome::Expired.label()));
+        headers.insert(REASON_HEADER.into(), long("its ttl ended while it was parked"));
+        let until_ms = i64::try_from(until_ms).unwrap_or(i64::MAX);
+        headers.insert(PARKED_UNTIL_HEADER.into(), AMQPValue::LongLongInt(until_ms));
+        headers.insert(PARKED_BY_HEADER.into(), long(by));
+        let properties = self
+            .with_headers(headers)
+            .with_expiration(left_ms.to_string().into())
+            .with_delivery_mode(PERSISTENT);
+        // One made here has to be the same in every receipt.
+        match self.message_id() {
+            Some(_) => properties,
+            None => properties.with_message_id(id.into()),
+        }
+    }
+
+    /// Takes off what it was given when it was parked.
+    pub(super) fn unpark(&mut self) -> ParkedMarks {
+        let headers = self.properties.headers().as_ref();
+        let header = |name: &str| headers.and_then(|headers| headers.inner().get(name));
+        let marks = ParkedMarks {
+            until_ms: header(PARKED_UNTIL_HEADER).and_then(whole_number),
+            by: header(PARKED_BY_HEADER).and_then(|value| {
+                if let AMQPValue::LongString(text) = value { Some(text.to_string()) } else { None }
+            }),
+        };
+        let ours = [OUTCOME_HEADER, REASON_HEADER, PARKED_UNTIL_HEADER, PARKED_BY_HEADER];
+        self.properties = self.with_headers(self.headers(&ours));
+        marks
+    }
+
+    /// Its properties with other headers, and without `expiration` and `user_id`.
+    fn with_headers(&self, headers: FieldTable) -> BasicProperties {
         let from = &self.properties;
         let mut to = BasicProperties::default().with_headers(headers);
         macro_rules! keep {
@@ -110,6 +185,9 @@ impl Message {
         to
     }
 }
+
+/// `delivery_mode` of a message that survives a restart of the broker in a durable queue.
+pub(super) const PERSISTENT: u8 = 2;
 
 fn long(text: &str) -> AMQPValue {
     AMQPValue::LongString(LongString::from(text))
@@ -150,8 +228,36 @@ fn whole_number(value: &AMQPValue) -> Option<u64> {
 }
 
 #[cfg(test)]
+impl Message {
+    /// A message that is nothing but its body.
+    pub(crate) fn of_body(body: &[u8]) -> Self {
+        let (properties, routing_key) = (BasicProperties::default(), ShortString::default());
+        Self { body: body.to_vec(), properties, routing_key }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_parked_copy_says_how_it_may_end_and_loses_that_when_it_is_fetched() {
+        let original = message(&[("trace", 5)]);
+        let properties = original.parked_properties(9_000, 500, "b1-7", "id7");
+        assert_eq!(properties.expiration().as_ref().map(ShortString::as_str), Some("500"));
+        let mut parked = Message { properties, ..message(&[]) };
+        assert_eq!(
+            names(&parked.properties),
+            ["trace", "x-outcome", "x-parked-by", "x-parked-until", "x-reason"]
+        );
+        let marks = parked.unpark();
+        assert_eq!(marks, ParkedMarks { until_ms: Some(9_000), by: Some("b1-7".to_owned()) });
+        assert_eq!(names(&parked.properties), ["trace"]);
+        assert_eq!(parked.message_id(), Some("m7"), "its own id");
+        assert!(parked.properties.expiration().is_none());
+        let nameless = Message::of_body(b"x").parked_properties(1, 1, "b1-7", "id7");
+        assert_eq!(nameless.message_id().as_ref().map(ShortString::as_str), Some("id7"));
+    }
 
     fn message(headers: &[(&str, usize)]) -> Message {
         let mut table = FieldTable::default();

@@ -21,11 +21,17 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::connection::Link;
+use super::message::PERSISTENT;
+use super::parked_queues::ParkedQueues;
 use super::retry::Retry;
 use super::{BrokerError, Jobs, topology};
+use crate::clock::Moment;
+use crate::device::Devices;
 use crate::metrics::{self, Metrics};
+use crate::order::Facts;
+use crate::parking::Place;
 use crate::presence::Presence;
-use crate::report::Job;
+use crate::report::{Copy, Job};
 use crate::settings::Settings;
 use crate::settlement::Settlement;
 use crate::uplink::Uplink;
@@ -34,35 +40,39 @@ use crate::uplink::Uplink;
 /// smaller one on a local broker; more only makes the repetition after a lost connection longer.
 const CONFIRM_WINDOW: usize = 256;
 
-/// `delivery_mode` of a message that survives a restart of the broker in a durable queue.
-const PERSISTENT: u8 = 2;
-
 /// Publishes what the bridge has to say.
 #[derive(Debug)]
 pub(crate) struct Publisher {
-    settings: Arc<Settings>,
-    bridge: Arc<str>,
-    metrics: Metrics,
-    jobs: Arc<Jobs>,
-    presence: Arc<Presence>,
-    uplink: Option<Arc<Uplink>>,
-    work: Arc<Notify>,
+    pub(crate) settings: Arc<Settings>,
+    pub(crate) bridge: Arc<str>,
+    pub(crate) metrics: Metrics,
+    pub(crate) jobs: Arc<Jobs>,
+    pub(crate) presence: Arc<Presence>,
+    pub(crate) uplink: Option<Arc<Uplink>>,
+    pub(crate) devices: Arc<Devices>,
+    pub(crate) work: Arc<Notify>,
     /// Published on a connection that was lost before the broker confirmed it.
-    again: VecDeque<Item>,
-    turn: usize,
+    pub(crate) again: VecDeque<Item>,
+    pub(crate) turn: usize,
 }
 
 /// One thing to say: what is published together, and what may be settled then.
-#[derive(Debug)]
-struct Item {
+#[derive(Debug, Default)]
+pub(crate) struct Item {
     publications: Vec<Publication>,
-    owed: Option<Owed>,
+    /// What may be settled then.
+    settlement: Option<Settlement>,
+    /// Whether the message itself is among them, on its way to the undelivered exchange.
+    undelivered: bool,
+    /// The command, if its message is among them on its way to its device's own queue.
+    parked: Option<Place>,
 }
 
-#[derive(Debug)]
-struct Owed {
-    settlement: Settlement,
-    undelivered: bool,
+impl Item {
+    /// Whether it is owed still: the broker delivers again what a dead channel held.
+    fn is_owed(&self) -> bool {
+        self.settlement.as_ref().is_none_or(Settlement::is_live)
+    }
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -76,28 +86,6 @@ struct Publication {
 }
 
 impl Publisher {
-    pub(crate) fn new(
-        settings: Arc<Settings>,
-        bridge: Arc<str>,
-        metrics: Metrics,
-        jobs: Arc<Jobs>,
-        presence: Arc<Presence>,
-        uplink: Option<Arc<Uplink>>,
-        work: Arc<Notify>,
-    ) -> Self {
-        Self {
-            settings,
-            bridge,
-            metrics,
-            jobs,
-            presence,
-            uplink,
-            work,
-            again: VecDeque::new(),
-            turn: 0,
-        }
-    }
-
     /// Publishes until `finish`, and then until all is confirmed. True if it was.
     pub(crate) async fn run(mut self, finish: CancellationToken) -> bool {
         // Not stopped between attempts: what is owed at the end is worth trying for as long as the
@@ -117,8 +105,12 @@ impl Publisher {
             let channel = link.channel().await?;
             let confirm = channel.confirm_select(ConfirmSelectOptions { nowait: false }).await;
             confirm.map_err(BrokerError::during("asking for publisher confirms"))?;
+            let mut queues = {
+                let parking = Arc::clone(&self.devices.parking);
+                ParkedQueues::open(&link, Arc::clone(&self.settings), parking).await?
+            };
             self.metrics.broker_up(metrics::Link::Publisher, true);
-            self.publish(&link, &channel, finish).await
+            self.publish(&link, &channel, &mut queues, finish).await
         };
         let result = result.await;
         self.metrics.broker_up(metrics::Link::Publisher, false);
@@ -132,6 +124,7 @@ impl Publisher {
         &mut self,
         link: &Link,
         channel: &Channel,
+        queues: &mut ParkedQueues<'_>,
         finish: &CancellationToken,
     ) -> Result<(), BrokerError> {
         let mut events = link.events();
@@ -139,11 +132,19 @@ impl Publisher {
         let mut confirms = FuturesOrdered::new();
         let work = Arc::clone(&self.work);
         let result = loop {
+            let mut begun = Ok(());
             while confirms.len() < CONFIRM_WINDOW
+                && begun.is_ok()
                 && let Some(item) = self.next()
             {
+                if let Some(place) = &item.parked {
+                    begun = queues.ensure(&place.facts().command.address).await;
+                }
                 confirms.push_back(begin(channel, &item).await);
                 waiting.push_back(item);
+            }
+            if let Err(error) = begun {
+                break Err(error);
             }
             if finish.is_cancelled() && confirms.is_empty() && self.is_idle() {
                 break Ok(());
@@ -155,7 +156,7 @@ impl Publisher {
                     Err(Refusal { error, returned }) => {
                         let lost = |lost: &Publication| !waiting.iter().any(|item: &Item| item.publications.contains(lost));
                         let lost = returned.filter(lost);
-                        waiting.extend(lost.map(|publication| Item { publications: vec![publication], owed: None }));
+                        waiting.extend(lost.map(|publication| Item { publications: vec![publication], ..Item::default() }));
                         break Err(error);
                     }
                 },
@@ -178,10 +179,15 @@ impl Publisher {
     }
 
     fn confirmed(&self, item: Option<Item>) {
-        if let Some(Owed { settlement, undelivered }) = item.and_then(|item| item.owed) {
-            if undelivered {
-                self.metrics.undelivered();
-            }
+        let Some(Item { settlement, undelivered, parked, .. }) = item else { return };
+        if undelivered {
+            self.metrics.undelivered();
+        }
+        if let Some(place) = parked {
+            let connected = self.devices.registry.find(&place.facts().command.address).is_some();
+            place.land(connected);
+        }
+        if let Some(settlement) = settlement {
             settlement.settle();
         }
     }
@@ -206,9 +212,11 @@ impl Publisher {
     /// so that none of them waits for ever behind another.
     fn next(&mut self) -> Option<Item> {
         while let Some(item) = self.again.pop_front() {
-            match item.owed {
-                Some(owed) if !owed.settlement.is_live() => owed.settlement.hand_back(),
-                _ => return Some(item),
+            if item.is_owed() {
+                return Some(item);
+            }
+            if let Some(settlement) = item.settlement {
+                settlement.hand_back();
             }
         }
         (0..3).find_map(|_| {
@@ -245,15 +253,32 @@ impl Publisher {
             body: json.into(),
             mandatory: false,
         };
-        Item { publications: vec![publication], owed: None }
+        Item { publications: vec![publication], ..Item::default() }
     }
 
     fn job(&self, job: Job) -> Item {
-        let Job { message, settlement, undelivered, receipt } = job;
-        let owed = Some(Owed { settlement, undelivered: undelivered.is_some() });
-        let mut publications = Vec::with_capacity(2);
+        let Job { message, settlement, copy, receipt } = job;
+        let mut item = Item { settlement, ..Item::default() };
+        // The message is safe before its sender hears of it.
+        match copy {
+            Some(Copy::Undelivered(outcome, reason)) => {
+                item.undelivered = true;
+                item.publications.push(Publication {
+                    exchange: self.settings.mq.undelivered_exchange.as_str().into(),
+                    key: message.routing_key.clone(),
+                    properties: message.undelivered_properties(outcome, &reason),
+                    body: message.body.as_slice().into(),
+                    mandatory: true,
+                });
+            }
+            Some(Copy::Parked(place)) => {
+                item.publications.push(self.parked(place.facts()));
+                item.parked = Some(place);
+            }
+            None => {}
+        }
         if let (Some(receipt), Some(reply_to)) = (receipt, message.reply_to()) {
-            publications.push(Publication {
+            item.publications.push(Publication {
                 exchange: ShortString::default(),
                 key: reply_to.into(),
                 properties: message.receipt_properties(),
@@ -262,18 +287,28 @@ impl Publisher {
                 mandatory: false,
             });
         }
-        if let Some((outcome, reason)) = undelivered {
-            publications.push(Publication {
-                exchange: self.settings.mq.undelivered_exchange.as_str().into(),
-                key: message.routing_key.clone(),
-                properties: message.undelivered_properties(outcome, &reason),
-                body: message.body.into(),
-                mandatory: true,
-            });
+        item
+    }
+
+    /// The copy of a message that waits in its device's own queue.
+    fn parked(&self, facts: &Facts) -> Publication {
+        let now = Moment::now();
+        let left = facts.command.expires.saturating_duration_since(now.mono);
+        let left_ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
+        let (reporter, origin) = (&self.devices.reporter, &facts.origin);
+        let properties = origin.message.parked_properties(
+            now.wall_ms.saturating_add(left_ms),
+            left_ms,
+            &reporter.parked_by(origin),
+            &reporter.id(origin),
+        );
+        Publication {
+            exchange: ShortString::default(),
+            key: self.settings.mq.parked_queue(&facts.command.address).into(),
+            properties,
+            body: origin.message.body.as_slice().into(),
+            mandatory: true,
         }
-        // The message is safe before its sender hears of it.
-        publications.reverse();
-        Item { publications, owed }
     }
 }
 

@@ -17,9 +17,9 @@ use super::connection::Link;
 use crate::metrics;
 use crate::settings::{QueueType, Settings};
 
-const NOT_FOUND: u16 = 404;
+pub(super) const NOT_FOUND: u16 = 404;
 const ACCESS_REFUSED: u16 = 403;
-const PRECONDITION_FAILED: u16 = 406;
+pub(super) const PRECONDITION_FAILED: u16 = 406;
 
 /// Matches every key on a topic exchange and stands for none elsewhere.
 const ANY_KEY: &str = "#";
@@ -144,7 +144,7 @@ async fn exchange(
         Ok(()) => return Ok(Found::Existing),
         Err(error) if code(&error) == Some(NOT_FOUND) => {}
         Err(error) => {
-            return Err(topology(object, &error, "check the permissions of MQ_USERNAME"));
+            return Err(refusal(object, &error, "check the permissions of MQ_USERNAME"));
         }
     }
     if missing == Missing::Tell {
@@ -152,7 +152,7 @@ async fn exchange(
     }
     let declared = declare(link.channel().await?, false).await;
     declared.map_err(|error| {
-        topology(object.clone(), &error, "declare it, or let MQ_USERNAME configure it")
+        refusal(object.clone(), &error, "declare it, or let MQ_USERNAME configure it")
     })?;
     info!(exchange = name, kind = ?kind, "declared an exchange that was missing");
     Ok(Found::Declared)
@@ -171,7 +171,7 @@ async fn queue(
         Err(error) => {
             let advice =
                 "the bridge needs a queue that other connections may use, and permission for it";
-            return Err(topology(object, &error, advice));
+            return Err(refusal(object, &error, advice));
         }
     }
     if missing == Missing::Tell {
@@ -179,7 +179,7 @@ async fn queue(
     }
     let declared = declare_queue(&link.channel().await?, name, Some(kind)).await;
     declared.map_err(|error| {
-        topology(object.clone(), &error, "declare it, or let MQ_USERNAME configure it")
+        refusal(object.clone(), &error, "declare it, or let MQ_USERNAME configure it")
     })?;
     info!(queue = name, kind = kind.word(), "declared a queue that was missing");
     Ok(Found::Declared)
@@ -212,7 +212,7 @@ async fn hold_to_type(link: &Link, name: &str, kind: QueueType) -> Result<(), Br
     match declare_queue(&link.channel().await?, name, Some(kind)).await {
         Err(error) if says(&error, PRECONDITION_FAILED, "x-queue-type") => {
             let advice = "set MQ_QUEUE_TYPE to the type the queue has, or delete the queue and let the bridge declare it again";
-            Err(topology(format!("queue `{name}`"), &error, advice))
+            Err(refusal(format!("queue `{name}`"), &error, advice))
         }
         Ok(()) | Err(_) => Ok(()),
     }
@@ -229,7 +229,7 @@ async fn may_consume(link: &Link, name: &str) -> Result<(), BrokerError> {
     match channel.basic_consume(name.into(), "".into(), options, arguments).await {
         Err(error) if code(&error) == Some(ACCESS_REFUSED) => {
             let advice = "let MQ_USERNAME read from it";
-            Err(topology(format!("queue `{name}`"), &error, advice))
+            Err(refusal(format!("queue `{name}`"), &error, advice))
         }
         Ok(_) | Err(_) => Ok(()),
     }
@@ -251,7 +251,7 @@ async fn hold_to_topic(link: &Link, name: &str) -> Result<(), BrokerError> {
     {
         Err(error) if says(&error, PRECONDITION_FAILED, "'type'") => {
             let advice = "set MQ_EVENTS_EXCHANGE to a topic exchange, or delete this one and let the bridge declare it again";
-            Err(topology(format!("exchange `{name}`"), &error, advice))
+            Err(refusal(format!("exchange `{name}`"), &error, advice))
         }
         Ok(()) | Err(_) => Ok(()),
     }
@@ -284,7 +284,7 @@ async fn bind(
         }
         Err(error) => {
             let object = format!("binding of queue `{queue}` to exchange `{exchange}`");
-            Err(topology(
+            Err(refusal(
                 object,
                 &error,
                 "let MQ_USERNAME write to the queue and read from the exchange",
@@ -293,7 +293,7 @@ async fn bind(
     }
 }
 
-fn topology(object: String, error: &lapin::Error, advice: &'static str) -> BrokerError {
+pub(super) fn refusal(object: String, error: &lapin::Error, advice: &'static str) -> BrokerError {
     let said = amqp(error).map_or_else(|| error.to_string(), |amqp| amqp.get_message().to_string());
     BrokerError::Topology { object, said, advice }
 }
@@ -303,7 +303,7 @@ fn amqp(error: &lapin::Error) -> Option<&AMQPError> {
     if let ErrorKind::ProtocolError(amqp) = error.kind() { Some(amqp) } else { None }
 }
 
-fn code(error: &lapin::Error) -> Option<u16> {
+pub(super) fn code(error: &lapin::Error) -> Option<u16> {
     amqp(error).map(AMQPError::get_id)
 }
 

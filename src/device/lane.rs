@@ -16,6 +16,10 @@ pub(crate) trait Waits {
     fn expires(&self) -> Instant;
     /// Whether writing it still makes sense to anyone.
     fn is_wanted(&self) -> bool;
+    /// Whether the device is to answer it, so that it may have to wait for the answer to another.
+    fn wants_answer(&self) -> bool;
+    /// Whether it goes before those that do not.
+    fn goes_first(&self) -> bool;
 }
 
 /// The commands that wait for one device.
@@ -30,11 +34,11 @@ pub(crate) struct Lane<T> {
 
 /// What to do about the head of the lane.
 #[derive(Debug)]
-pub(crate) enum Head<'a, T> {
+pub(crate) enum Head<T> {
     /// Nothing waits.
     Empty,
-    /// These bytes are next.
-    Write(&'a [u8]),
+    /// The first one is to be written, but for so many bytes of it, which are on their way.
+    Write(usize),
     /// This one left the lane: its time ran out before its first byte was written.
     Expired(T),
     /// This one left the lane: nobody wants it any more.
@@ -45,6 +49,26 @@ impl<T: Waits> Lane<T> {
     /// An empty lane. It holds no memory until something waits.
     pub(crate) fn new(now: Instant) -> Self {
         Self { waiting: VecDeque::new(), written: 0, head_since: now }
+    }
+
+    /// The one that is next, and whether a part of it is written already.
+    pub(crate) fn first(&self) -> Option<(&T, bool)> {
+        self.waiting.front().map(|first| (first, self.written > 0))
+    }
+
+    /// Counts the time of the first one from now on: until now it was not the device that held it up.
+    pub(crate) fn restart_clock(&mut self, now: Instant) {
+        self.head_since = now;
+    }
+
+    /// When the first of those that wait expires.
+    pub(crate) fn next_expiry(&self) -> Option<Instant> {
+        self.waiting.iter().map(Waits::expires).min()
+    }
+
+    /// Takes out what has expired, but not what is partly written.
+    pub(crate) fn take_expired(&mut self, now: Instant) -> Vec<T> {
+        self.take_where(|item| item.expires() <= now)
     }
 
     /// How many wait.
@@ -69,8 +93,27 @@ impl<T: Waits> Lane<T> {
         self.waiting.push_back(item);
     }
 
+    /// Lets one more wait, before those that do not go first, behind those that do.
+    pub(crate) fn push_first(&mut self, item: T, now: Instant) {
+        let begun = usize::from(self.written > 0);
+        let before = self.waiting.iter().skip(begun).take_while(|item| item.goes_first()).count();
+        if begun + before == 0 {
+            self.head_since = now;
+        }
+        self.waiting.insert(begun + before, item);
+    }
+
+    /// Lets one wait as the first, of which `written` bytes are already on their way. No other has
+    /// begun.
+    pub(crate) fn begin(&mut self, item: T, written: usize, now: Instant) {
+        debug_assert!(self.written == 0 && written < item.bytes().len());
+        self.written = written;
+        self.head_since = now;
+        self.waiting.push_front(item);
+    }
+
     /// What is to be done next. One that has begun is always finished: half a line would spoil the next.
-    pub(crate) fn head(&mut self, now: Instant) -> Head<'_, T> {
+    pub(crate) fn head(&mut self, now: Instant) -> Head<T> {
         let Some(first) = self.waiting.front() else {
             return Head::Empty;
         };
@@ -82,18 +125,25 @@ impl<T: Waits> Lane<T> {
                 return if unwanted { Head::Unwanted(first) } else { Head::Expired(first) };
             }
         }
-        match self.waiting.front() {
-            Some(first) => Head::Write(first.bytes().get(self.written..).unwrap_or_default()),
-            None => Head::Empty,
-        }
+        Head::Write(self.written)
     }
 
-    /// Notes that the socket took `bytes` of the head; gives the head back when that was all of it.
-    pub(crate) fn wrote(&mut self, bytes: usize, now: Instant) -> Option<T> {
-        self.written += bytes;
-        let first = self.waiting.front()?;
-        debug_assert!(self.written <= first.bytes().len());
-        if self.written < first.bytes().len() { None } else { self.next_head(now) }
+    /// Takes the first one out, to be written now and put back by `wrote`.
+    pub(crate) fn pop(&mut self) -> Option<T> {
+        self.waiting.pop_front()
+    }
+
+    /// Notes that the socket has taken `written` bytes in all of the one that was taken out. Gives
+    /// it back when that is all of it.
+    pub(crate) fn wrote(&mut self, item: T, written: usize, now: Instant) -> Option<T> {
+        debug_assert!(written <= item.bytes().len());
+        if written < item.bytes().len() {
+            self.written = written;
+            self.waiting.push_front(item);
+            return None;
+        }
+        self.begin_next(now);
+        Some(item)
     }
 
     /// The moment at which the device has taken too long over the head, if one waits.
@@ -109,36 +159,38 @@ impl<T: Waits> Lane<T> {
         (begun, waiting)
     }
 
-    /// Takes out, in order, all but the one that is partly written.
-    pub(crate) fn take_unwritten(&mut self) -> VecDeque<T> {
-        let begun = usize::from(self.written > 0);
-        self.waiting.split_off(begun.min(self.waiting.len()))
-    }
-
     /// Takes out what nobody wants any more, but not what is partly written.
     pub(crate) fn take_unwanted(&mut self) -> Vec<T> {
+        self.take_where(|item| !item.is_wanted())
+    }
+
+    fn take_where(&mut self, leaves: impl Fn(&T) -> bool) -> Vec<T> {
         let begun = usize::from(self.written > 0);
-        let (mut unwanted, mut kept) = (Vec::new(), VecDeque::new());
+        let (mut left, mut kept) = (Vec::new(), VecDeque::new());
         for (index, item) in std::mem::take(&mut self.waiting).into_iter().enumerate() {
-            if index < begun || item.is_wanted() {
-                kept.push_back(item);
+            if index >= begun && leaves(&item) {
+                left.push(item);
             } else {
-                unwanted.push(item);
+                kept.push_back(item);
             }
         }
         self.waiting = kept;
-        unwanted
+        left
     }
 
     fn next_head(&mut self, now: Instant) -> Option<T> {
         let first = self.waiting.pop_front();
+        self.begin_next(now);
+        first
+    }
+
+    fn begin_next(&mut self, now: Instant) {
         self.written = 0;
         self.head_since = now;
         if self.waiting.is_empty() {
             // An idle device owns no buffer.
             self.waiting = VecDeque::new();
         }
-        first
     }
 }
 
@@ -165,6 +217,12 @@ mod tests {
         fn is_wanted(&self) -> bool {
             self.wanted
         }
+        fn wants_answer(&self) -> bool {
+            false
+        }
+        fn goes_first(&self) -> bool {
+            self.text.starts_with('!')
+        }
     }
 
     fn item(text: &str, expires: Instant) -> Item {
@@ -184,17 +242,37 @@ mod tests {
                 Head::Empty => return left,
                 Head::Expired(item) => left.push((item, "expired")),
                 Head::Unwanted(item) => left.push((item, "unwanted")),
-                Head::Write(bytes) => {
-                    let taken = bytes.len().min(room);
-                    wire.push_str(std::str::from_utf8(&bytes[..taken]).expect("ASCII"));
+                Head::Write(from) => {
+                    let item = lane.pop().expect("it has a head");
+                    let taken = (item.text.len() - from).min(room);
+                    wire.push_str(&item.text[from..from + taken]);
                     room -= taken;
+                    left.extend(lane.wrote(item, from + taken, now).map(|item| (item, "written")));
                     if taken == 0 {
                         return left;
                     }
-                    left.extend(lane.wrote(taken, now).map(|item| (item, "written")));
                 }
             }
         }
+    }
+
+    fn write(lane: &mut Lane<Item>, bytes: usize, now: Instant) {
+        drain(lane, bytes, now, &mut String::new());
+    }
+
+    #[test]
+    fn those_that_go_first_keep_their_order_and_never_cut_a_line_in_two() {
+        let now = Instant::now();
+        let later = now + Duration::from_secs(9);
+        let mut lane = Lane::new(now);
+        lane.push(item("abc", later), 1, now);
+        lane.push(item("def", later), 0, now);
+        for text in ["!1", "!2"] {
+            lane.push_first(item(text, later), now);
+        }
+        let mut wire = String::new();
+        drain(&mut lane, 100, now, &mut wire);
+        assert_eq!(wire, "bc!1!2def");
     }
 
     #[test]
@@ -218,7 +296,7 @@ mod tests {
         for text in ["abc", "def", "ghi"] {
             lane.push(item(text, now + Duration::from_secs(9)), 0, now);
         }
-        assert_eq!(lane.wrote(2, now), None);
+        write(&mut lane, 2, now);
         let (begun, rest) = lane.take();
         assert_eq!(begun.map(|item| item.text), Some("abc".to_owned()));
         assert_eq!(rest.len(), 2);
@@ -230,9 +308,9 @@ mod tests {
         let now = Instant::now();
         let mut lane = Lane::new(now);
         for (text, wanted) in [("abc", false), ("def", true), ("ghi", false)] {
-            lane.push(Item { wanted, ..item(text, now) }, 0, now);
+            let begun = usize::from(text == "abc");
+            lane.push(Item { wanted, ..item(text, now) }, begun, now);
         }
-        assert_eq!(lane.wrote(1, now), None);
         let unwanted = lane.take_unwanted();
         assert_eq!(unwanted.iter().map(|item| &*item.text).collect::<Vec<_>>(), ["ghi"]);
         assert_eq!(lane.len(), 2);
@@ -246,7 +324,7 @@ mod tests {
         lane.push(item("a", now + 60 * second), 0, now + second);
         lane.push(item("b", now + 60 * second), 0, now + 2 * second);
         assert_eq!(lane.deadline(10 * second), Some(now + 11 * second));
-        assert!(lane.wrote(1, now + 5 * second).is_some());
+        write(&mut lane, 1, now + 5 * second);
         assert_eq!(lane.deadline(10 * second), Some(now + 15 * second));
     }
 

@@ -50,7 +50,7 @@ impl Listener {
         if device.listen.is_ipv6() {
             SockRef::from(&socket).set_only_v6(false)?;
         }
-        find_dead_links(&SockRef::from(&socket), device)?;
+        set_options(&SockRef::from(&socket), device)?;
         socket.bind(device.listen)?;
         Ok(Self { listener: socket.listen(BACKLOG)? })
     }
@@ -93,13 +93,15 @@ impl Listener {
 
 /// Keepalive finds a device that vanished while idle, TCP_USER_TIMEOUT one that vanished while data
 /// was on its way; each alone misses the other case.
-fn find_dead_links(socket: &SockRef<'_>, device: &settings::Device) -> io::Result<()> {
+fn set_options(socket: &SockRef<'_>, device: &settings::Device) -> io::Result<()> {
     let keepalive = TcpKeepalive::new()
         .with_time(device.keepalive_idle)
         .with_interval(device.keepalive_interval)
         .with_retries(u32::from(device.keepalive_count.get()));
     socket.set_tcp_keepalive(&keepalive)?;
     socket.set_tcp_user_timeout(Some(device.user_timeout))?;
+    // What is in it when the link dies may or may not have arrived: so it is kept small.
+    socket.set_send_buffer_size(usize::try_from(device.send_buffer.get()).unwrap_or(usize::MAX))?;
     socket.set_tcp_nodelay(true)
 }
 
@@ -111,7 +113,9 @@ fn identify(stream: TcpStream, peer: SocketAddr) -> Identified {
 fn admit(identified: Identified, devices: &Arc<Devices>, sessions: &TaskTracker) {
     let Identified { address, peer, stream } = identified;
     // Registered first, spawned then: a session that ends at once finds its own entry to remove.
-    let session = devices.registry.admit(|epoch| Session::new(address, epoch, peer, stream));
+    let session = devices.registry.admit(devices, |epoch| {
+        Session::new(address, epoch, peer, stream, devices.wait_for_greeting)
+    });
     if let Some(session) = session {
         sessions.spawn(session.serve(Arc::clone(devices)));
     }

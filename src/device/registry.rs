@@ -7,8 +7,8 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::EndReason;
 use super::session::Session;
+use super::{Devices, EndReason};
 use crate::clock::Moment;
 use crate::command::Address;
 use crate::metrics::Metrics;
@@ -42,9 +42,13 @@ impl Registry {
     }
 
     /// Takes up a new connection, which `session` makes for the epoch it is given. An older one of
-    /// the same address is closed, and what waited for it unwritten waits for the new one. None once
-    /// the registry is closed.
-    pub(crate) fn admit(&self, session: impl FnOnce(u64) -> Session) -> Option<Arc<Session>> {
+    /// the same address is closed, and what waited for it unwritten waits for the new one, behind
+    /// what is parked. None once the registry is closed.
+    pub(super) fn admit(
+        &self,
+        devices: &Devices,
+        session: impl FnOnce(u64) -> Session,
+    ) -> Option<Arc<Session>> {
         let now = Moment::now();
         let mut state = self.lock();
         if state.closed {
@@ -53,8 +57,12 @@ impl Registry {
         // Microseconds since 1970, or one more than the last: epochs grow across restarts too.
         state.last_epoch = (state.last_epoch + 1).max(now.wall_ms.saturating_mul(1000));
         let session = Arc::new(session(state.last_epoch));
-        if let Some(old) = state.sessions.insert(session.address().clone(), Arc::clone(&session)) {
-            session.inherit(old.supersede(), now.mono);
+        let old = state.sessions.insert(session.address().clone(), Arc::clone(&session));
+        let inherited = old.as_ref().map(|old| old.supersede(devices));
+        // After the old one has reported what has to be parked.
+        devices.parking.arrived(session.address());
+        if let Some(old) = old {
+            session.inherit(inherited.unwrap_or_default(), now.mono, devices);
             self.presence.changed(offline(&old, EndReason::Replaced, now));
         }
         self.presence.changed(Change {

@@ -3,7 +3,8 @@
 //! The router offers orders from its own task: with an empty lane the bytes go straight to the
 //! socket, and only what does not fit waits in the lane for the session's task. That task reads what
 //! the device sends, writes what waits, and ends the session; it never waits for anything but its
-//! own device, and the router never waits for it.
+//! own device, and the router never waits for it. What is written stays in `Proofs` until it is
+//! proved. Whoever ends a session reports all of that, in order, before anyone learns of the end.
 
 use std::collections::VecDeque;
 use std::io;
@@ -11,62 +12,81 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::time::Instant;
-use tracing::info;
+use tracing::debug;
 
-use super::framing::Framer;
-use super::lane::{Head, Lane};
-use super::{Devices, EndReason};
-use crate::clock::{self, Moment};
-use crate::command::{Address, Outcome, Reason};
+use super::lane::{Lane, Waits};
+use super::proofs::Proofs;
+use super::{Devices, EndReason, receipt};
+use crate::clock::Moment;
+use crate::command::{Address, Confirm, IfOffline};
 use crate::order::Order;
 
-/// Bytes read from a device at a time, on the stack: most lines come in one read.
-const READ_BYTES: usize = 2048;
-/// Reads in a row before the other tasks get their turn: a device that talks without end may not
-/// keep the bridge from the others.
-const READS_MAX: usize = 4;
+/// Commands written since the kernel was last asked what it knows to be acknowledged: asking costs
+/// as much as a small write, so it is done for some at a time.
+const ASK_EVERY: usize = 16;
 
 /// One device's connection.
 #[derive(Debug)]
 pub struct Session {
-    address: Address,
-    epoch: u64,
-    peer: SocketAddr,
+    pub(super) address: Address,
+    pub(super) epoch: u64,
+    pub(super) peer: SocketAddr,
     since_ms: u64,
-    stream: TcpStream,
+    pub(super) stream: TcpStream,
+    /// Whether the kernel tells what the device has acknowledged.
+    pub(super) provable: bool,
     /// Held for a write that does not block, never across an await.
     shared: Mutex<Shared>,
-    /// Tells the task that the lane is no longer empty, or that the session is to end.
-    wake: Notify,
-    commands: AtomicU64,
-    lines: AtomicU64,
-    last_seen_ms: AtomicU64,
+    /// Tells the task that something it waits for is to be looked at again.
+    pub(super) wake: Notify,
+    pub(super) commands: AtomicU64,
+    pub(super) lines: AtomicU64,
+    pub(super) last_seen_ms: AtomicU64,
 }
 
 #[derive(Debug)]
-struct Shared {
-    lane: Lane<Order>,
-    /// Set once: from then on nothing is offered, and the task ends the session.
-    end: Option<EndReason>,
+pub(super) struct Shared {
+    pub(super) lane: Lane<Order>,
+    pub(super) proofs: Proofs,
+    /// What waits in the lane has to go on waiting: for the device's greeting, or for what is parked.
+    pub(super) hold: Hold,
+    /// Whether the sweeper knows that something was written.
+    pub(super) swept: bool,
+    /// Whether the error queue was used, so that the socket seems writable for ever.
+    pub(super) always_writable: bool,
+    /// Set once: from then on nothing is written, and the session is closed soon.
+    pub(super) end: Option<EndReason>,
+    /// Set once what was in hand is reported: from then on nothing is taken up.
+    pub(super) closed: bool,
+}
+
+/// Why what waits in a lane may not be written yet.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Hold {
+    /// The device has not sent its first line.
+    pub(super) greeting: bool,
+    /// Commands that are parked go first.
+    pub(super) parked: bool,
 }
 
 /// What became of an offer.
 #[derive(Debug)]
 pub(crate) enum Offer {
-    /// The socket took it.
+    /// The socket took it, and that is all it asks for.
     Written(Order),
-    /// It waits; the session reports it.
+    /// It waits, for the socket or for its proof; the session reports it.
     Waiting,
-    /// The session has ended.
-    Gone(Order),
+    /// Commands that are parked go first, and this one may wait among them.
+    Park(Order),
     /// It would have to wait, and so many wait for this device that no more may.
     LaneFull(Order, usize),
     /// It would have to wait, and too many wait for all devices together.
     NoRoom(Order),
+    /// The proof it asks for cannot be had.
+    Unprovable(Order),
 }
 
 /// What is known of a session at one moment.
@@ -78,6 +98,8 @@ pub struct Snapshot {
     pub last_seen_ms: u64,
     /// Commands that wait in its lane.
     pub lane: usize,
+    /// Commands written and not known to be acknowledged by its TCP stack, or not answered.
+    pub in_flight: usize,
     /// Commands written to it.
     pub commands: u64,
     /// Lines received from it.
@@ -85,15 +107,38 @@ pub struct Snapshot {
 }
 
 impl Session {
-    pub(crate) fn new(address: Address, epoch: u64, peer: SocketAddr, stream: TcpStream) -> Self {
+    pub(crate) fn new(
+        address: Address,
+        epoch: u64,
+        peer: SocketAddr,
+        stream: TcpStream,
+        wait_for_greeting: bool,
+    ) -> Self {
         let now = Moment::now();
+        let provable = match receipt::prepare(&stream) {
+            Ok(()) => true,
+            Err(error) => {
+                debug!(%address, %error, "cannot learn what the device acknowledges.");
+                false
+            }
+        };
+        let shared = Shared {
+            lane: Lane::new(now.mono),
+            proofs: Proofs::new(),
+            hold: Hold { greeting: wait_for_greeting, parked: false },
+            swept: false,
+            always_writable: false,
+            end: None,
+            closed: false,
+        };
         Self {
             address,
             epoch,
             peer,
             since_ms: now.wall_ms,
             stream,
-            shared: Mutex::new(Shared { lane: Lane::new(now.mono), end: None }),
+            provable,
+            shared: Mutex::new(shared),
             wake: Notify::new(),
             commands: AtomicU64::new(0),
             lines: AtomicU64::new(0),
@@ -118,58 +163,127 @@ impl Session {
 
     /// What is known of it now.
     pub fn snapshot(&self) -> Snapshot {
+        let (lane, in_flight) = {
+            let shared = self.lock();
+            (shared.lane.len(), shared.proofs.in_flight())
+        };
         Snapshot {
             since_ms: self.since_ms,
             last_seen_ms: self.last_seen_ms.load(Ordering::Relaxed),
-            lane: self.lock().lane.len(),
+            lane,
+            in_flight,
             commands: self.commands.load(Ordering::Relaxed),
             lines: self.lines.load(Ordering::Relaxed),
         }
     }
 
-    /// Writes `order` now, or lets it wait if its turn has not come and `devices` has room.
+    /// Writes `order` now, or lets it wait if its turn has not come and `devices` has room. Gives it
+    /// back if the session is closed.
     pub(crate) fn offer(
-        &self,
+        self: &Arc<Self>,
         order: Order,
         now: Instant,
         devices: &Devices,
         may_wait: bool,
-    ) -> Offer {
+    ) -> Result<Offer, Order> {
         let mut shared = self.lock();
-        if shared.end.is_some() {
-            return Offer::Gone(order);
+        if shared.closed {
+            return Err(order);
         }
-        let mut written = 0;
-        if shared.lane.is_empty() {
-            let bytes = order.command.line.bytes();
-            match self.stream.try_write(bytes) {
-                Ok(taken) if taken == bytes.len() => {
-                    self.commands.fetch_add(1, Ordering::Relaxed);
-                    return Offer::Written(order);
+        if order.command().confirm == Confirm::Received && !self.provable {
+            return Ok(Offer::Unprovable(order));
+        }
+        if devices.parking.gates(&self.address) {
+            // Behind what waits in the lane already it keeps its place only there.
+            if order.command().if_offline == IfOffline::Park && shared.lane.is_empty() {
+                return Ok(Offer::Park(order));
+            }
+            shared.hold.parked = true;
+        }
+        let mut taken = 0;
+        if shared.is_free(&order, now, devices) {
+            match self.write(&mut shared, &order, 0) {
+                Ok(bytes) if bytes == order.bytes().len() => {
+                    return Ok(match self.wrote(&mut shared, order, now, devices) {
+                        Some(order) => Offer::Written(order),
+                        None => Offer::Waiting,
+                    });
                 }
-                Ok(taken) => written = taken,
+                Ok(bytes) => taken = bytes,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => {
-                    shared.end = Some(EndReason::from_error(&error));
-                    self.wake.notify_one();
-                    return Offer::Gone(order);
-                }
+                // It waits like those before it, and whoever closes the session reports them all.
+                Err(error) => shared.end = Some(EndReason::from_error(&error)),
             }
         }
         // Half a line is on the wire: its rest has to follow, room or not.
-        if written == 0 {
+        if taken == 0 {
             if shared.lane.len() >= devices.lane_max {
                 let waiting = shared.lane.len();
-                return Offer::LaneFull(order, waiting);
+                return Ok(Offer::LaneFull(order, waiting));
             }
             if !may_wait {
-                return Offer::NoRoom(order);
+                return Ok(Offer::NoRoom(order));
             }
         }
-        shared.lane.push(order, written, now);
+        shared.lane.push(order, taken, now);
         devices.lanes_changed(1);
         self.wake.notify_one();
-        Offer::Waiting
+        Ok(Offer::Waiting)
+    }
+
+    /// Writes what is left of a line behind its first `from` bytes, as much as the socket takes.
+    pub(super) fn write(
+        &self,
+        shared: &mut Shared,
+        order: &Order,
+        from: usize,
+    ) -> io::Result<usize> {
+        let bytes = order.bytes().get(from..).unwrap_or_default();
+        let mark = self.provable && (shared.always_writable || Proofs::needs_mark(order));
+        let taken = if mark {
+            receipt::send_marked(&self.stream, bytes)?
+        } else {
+            self.stream.try_write(bytes)?
+        };
+        shared.proofs.took(taken);
+        Ok(taken)
+    }
+
+    /// The whole line of `order` is written. Gives it back if that is all it asks for.
+    pub(super) fn wrote(
+        self: &Arc<Self>,
+        shared: &mut Shared,
+        order: Order,
+        now: Instant,
+        devices: &Devices,
+    ) -> Option<Order> {
+        self.commands.fetch_add(1, Ordering::Relaxed);
+        if !Proofs::needs_mark(&order) && order.command().confirm == Confirm::Written {
+            if shared.proofs.in_flight() % ASK_EVERY == ASK_EVERY - 1 {
+                self.ask(shared, devices);
+            }
+            devices.sweeper.remember(self, shared);
+        } else {
+            devices.reporter.begun(&order.facts);
+            devices.proving.fetch_add(1, Ordering::Relaxed);
+        }
+        let before = shared.proofs.deadline();
+        let written = shared.proofs.wrote(order, now);
+        let deadline = shared.proofs.deadline();
+        if deadline.is_some() && before.is_none_or(|before| deadline < Some(before)) {
+            self.wake.notify_one();
+        }
+        written
+    }
+
+    /// Asks the kernel what the device has acknowledged.
+    pub(super) fn ask(&self, shared: &mut Shared, devices: &Devices) {
+        if let Ok(out) = receipt::unacknowledged(&self.stream) {
+            let mut proved = Vec::new();
+            let written = shared.proofs.written();
+            shared.proofs.acknowledged(written.saturating_sub(out), &mut proved);
+            devices.conclude(proved);
+        }
     }
 
     /// Ends it for `reason`, unless it has ended already. Its task does the rest.
@@ -178,206 +292,58 @@ impl Session {
         self.wake.notify_one();
     }
 
-    /// Ends it because a newer connection takes its place, and gives what waited unwritten.
-    pub(super) fn supersede(&self) -> VecDeque<Order> {
-        let mut shared = self.lock();
-        shared.end.get_or_insert(EndReason::Replaced);
-        let unwritten = shared.lane.take_unwritten();
-        self.wake.notify_one();
-        unwritten
+    /// Lets `order`, delivered again by the broker, take the place of the one it repeats, if that is
+    /// still waited for here.
+    pub(crate) fn adopt(&self, order: Order) -> Result<(), Order> {
+        self.lock().proofs.adopt(order)
     }
 
     /// Takes over what waited for the connection this one replaces. Called before anyone else
     /// knows of this session.
-    pub(super) fn inherit(&self, orders: VecDeque<Order>, now: Instant) {
+    pub(super) fn inherit(&self, orders: VecDeque<Order>, now: Instant, devices: &Devices) {
         let mut shared = self.lock();
+        shared.hold.parked = devices.parking.gates(&self.address);
         for order in orders {
             shared.lane.push(order, 0, now);
         }
     }
 
     /// Forgets what waits and is wanted no more, because the broker delivers it again.
-    fn drop_unwanted(&self, devices: &Devices) {
+    pub(super) fn drop_unwanted(&self, devices: &Devices) {
         let unwanted = self.lock().lane.take_unwanted();
         devices.lanes_changed(-i64::try_from(unwanted.len()).unwrap_or(i64::MAX));
-        unwanted.into_iter().for_each(|order| order.delivery.settlement.hand_back());
+        unwanted.into_iter().for_each(|order| devices.hand_back_untouched(order));
     }
 
-    /// Serves the connection to its end, then takes it out of the registry and reports what waited.
-    pub(crate) async fn serve(self: Arc<Self>, devices: Arc<Devices>) {
-        info!(address = %self.address, peer = %self.peer, epoch = self.epoch, "device connected");
-        let reason = match self.run(&devices).await {
-            Ok(never) => match never {},
-            Err(reason) => reason,
-        };
-        // First no more offers, then out of the registry: an order that comes in between is told
-        // that the connection has just ended.
-        let (begun, unwritten) = {
-            let mut shared = self.lock();
-            shared.end.get_or_insert(reason);
-            shared.lane.take()
-        };
-        devices.registry.remove(&self, reason);
-        devices.metrics.device_ended(reason);
-        let waited = usize::from(begun.is_some()) + unwritten.len();
-        devices.lanes_changed(-i64::try_from(waited).unwrap_or(i64::MAX));
-        info!(address = %self.address, peer = %self.peer, epoch = self.epoch, %reason, waited, "device disconnected");
-        let waited = begun.map(|order| (order, Outcome::Uncertain)).into_iter();
-        for (order, outcome) in
-            waited.chain(unwritten.into_iter().map(|order| (order, Outcome::Offline)))
-        {
-            devices.settle_waiting(order, outcome, reason);
-        }
-    }
-
-    async fn run(&self, devices: &Devices) -> Result<std::convert::Infallible, EndReason> {
-        let mut framer = Framer::new(devices.line_max);
-        loop {
-            let deadline = {
-                let shared = self.lock();
-                if let Some(reason) = shared.end {
-                    return Err(reason);
-                }
-                shared.lane.deadline(devices.write_timeout)
-            };
-            let interest = if deadline.is_some() {
-                Interest::READABLE | Interest::WRITABLE
-            } else {
-                Interest::READABLE
-            };
-            let ready = tokio::select! {
-                biased;
-                () = self.wake.notified() => continue,
-                () = clock::until(deadline) => return Err(EndReason::WriteTimeout),
-                ready = self.stream.ready(interest) => ready.map_err(|error| EndReason::from_error(&error))?,
-            };
-            if ready.is_writable() && deadline.is_some() {
-                self.flush(devices)?;
-            }
-            if ready.is_readable() || ready.is_read_closed() || ready.is_error() {
-                let more = self.read(&mut framer, devices)?;
-                if more {
-                    tokio::task::yield_now().await;
-                }
-            }
-        }
-    }
-
-    /// Writes what the socket takes of what waits.
-    fn flush(&self, devices: &Devices) -> Result<(), EndReason> {
-        let mut done: Vec<(Order, Outcome, Reason)> = Vec::new();
-        let mut unwanted = Vec::new();
-        let mut result = Ok(());
-        {
-            let mut shared = self.lock();
-            loop {
-                let now = Instant::now();
-                match shared.lane.head(now) {
-                    Head::Empty => break,
-                    Head::Expired(order) => {
-                        done.push((
-                            order,
-                            Outcome::Expired,
-                            "its ttl ended while the device did not read".into(),
-                        ));
-                    }
-                    Head::Unwanted(order) => unwanted.push(order),
-                    Head::Write(bytes) => match self.stream.try_write(bytes) {
-                        Ok(taken) => {
-                            if let Some(order) = shared.lane.wrote(taken, now) {
-                                self.commands.fetch_add(1, Ordering::Relaxed);
-                                done.push((order, Outcome::Written, Reason::default()));
-                            }
-                        }
-                        Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                        Err(error) => {
-                            result = Err(EndReason::from_error(&error));
-                            break;
-                        }
-                    },
-                }
-            }
-        }
-        devices.lanes_changed(-i64::try_from(done.len() + unwanted.len()).unwrap_or(i64::MAX));
-        for (order, outcome, reason) in done {
-            devices.reporter.report(order, outcome, reason);
-        }
-        for order in unwanted {
-            order.delivery.settlement.hand_back();
-        }
-        result
-    }
-
-    /// Reads what the device has sent; true if there may be more.
-    fn read(&self, framer: &mut Framer, devices: &Devices) -> Result<bool, EndReason> {
-        let mut buffer = [0; READ_BYTES];
-        for _ in 0..READS_MAX {
-            let bytes = match self.stream.try_read(&mut buffer) {
-                Ok(0) => return Err(EndReason::Closed),
-                Ok(count) => buffer.get(..count).unwrap_or_default(),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
-                Err(error) => return Err(EndReason::from_error(&error)),
-            };
-            self.last_seen_ms.store(Moment::now().wall_ms, Ordering::Relaxed);
-            let framed = framer.feed(bytes, |line| {
-                // Devices send empty lines to keep their link alive; they say nothing.
-                if line.is_empty() {
-                    return;
-                }
-                self.lines.fetch_add(1, Ordering::Relaxed);
-                devices.metrics.uplink_line();
-                if let Some(uplink) = &devices.uplink {
-                    uplink.line(&self.address, self.epoch, line);
-                }
-            });
-            framed.map_err(|_| EndReason::LineTooLong)?;
-        }
-        Ok(true)
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Shared> {
+    pub(super) fn lock(&self) -> std::sync::MutexGuard<'_, Shared> {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Devices {
-    /// Forgets all orders whose AMQP channel is dead, so that they take no room from those that
-    /// are delivered again.
-    pub(crate) fn drop_unwanted(&self) {
-        self.registry.all().iter().for_each(|session| session.drop_unwanted(self));
+impl Shared {
+    /// Whether the first bytes of `order` may go to the socket now.
+    fn is_free(&self, order: &Order, now: Instant, devices: &Devices) -> bool {
+        self.end.is_none()
+            && self.lane.is_empty()
+            && !self.hold.any()
+            && self.proofs.weight() < devices.tail_max
+            && (!order.wants_answer() || self.proofs.may_ask(&devices.answer_rule, now))
     }
 
-    /// How many orders wait in lanes.
-    pub(crate) fn waiting(&self) -> usize {
-        self.waiting.load(Ordering::Relaxed)
+    /// Whether what is next in the lane has to wait for something that is not the socket.
+    pub(super) fn is_held(&self, now: Instant, devices: &Devices) -> bool {
+        let Some((first, begun)) = self.lane.first() else { return false };
+        if begun {
+            return false;
+        }
+        self.hold.greeting
+            || self.hold.parked && !first.facts.origin.parked
+            || first.wants_answer() && !self.proofs.may_ask(&devices.answer_rule, now)
     }
+}
 
-    /// So many more orders wait in lanes, or fewer.
-    fn lanes_changed(&self, by: i64) {
-        if by == 0 {
-            return;
-        }
-        let change = usize::try_from(by.unsigned_abs()).unwrap_or(usize::MAX);
-        if by > 0 {
-            self.waiting.fetch_add(change, Ordering::Relaxed);
-        } else {
-            self.waiting.fetch_sub(change, Ordering::Relaxed);
-        }
-        self.metrics.lanes_changed(by);
-    }
-
-    /// Settles an order that waited for a connection that has ended. On shutdown it goes back to
-    /// the queue, where the next bridge finds it: not even half a line is a command to a device.
-    fn settle_waiting(&self, order: Order, outcome: Outcome, reason: EndReason) {
-        if reason == EndReason::Shutdown || !order.delivery.settlement.is_live() {
-            order.delivery.settlement.hand_back();
-            return;
-        }
-        let how_far = if outcome == Outcome::Uncertain {
-            "a part of the line was written"
-        } else {
-            "nothing was written"
-        };
-        self.reporter.report(order, outcome, format!("{how_far}: {}", reason.explained()).into());
+impl Hold {
+    fn any(self) -> bool {
+        self.greeting || self.parked
     }
 }

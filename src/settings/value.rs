@@ -5,7 +5,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::num::NonZeroU16;
+use std::num::{NonZeroU16, NonZeroU32};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -82,6 +82,35 @@ impl Value for NonZeroU16 {
     }
     fn read(text: &str) -> Option<Self> {
         text.parse().ok()
+    }
+}
+
+impl Value for NonZeroU32 {
+    fn expected() -> &'static str {
+        "a whole number from 1 to 4294967295"
+    }
+    fn read(text: &str) -> Option<Self> {
+        text.parse().ok()
+    }
+}
+
+/// A regular expression for the lines of a device.
+#[derive(Debug, Clone)]
+pub struct Pattern(pub regex::bytes::Regex);
+
+impl Pattern {
+    /// The names of its groups.
+    pub fn group_names(&self) -> Vec<String> {
+        self.0.capture_names().flatten().map(str::to_owned).collect()
+    }
+}
+
+impl Value for Pattern {
+    fn expected() -> &'static str {
+        "a regular expression, as in ^(OK|ERR)"
+    }
+    fn read(text: &str) -> Option<Self> {
+        regex::bytes::Regex::new(text).ok().map(Self)
     }
 }
 
@@ -199,6 +228,20 @@ macro_rules! words {
     };
 }
 
+impl Confirm {
+    /// What `word` asks for, if it is one of the words.
+    pub fn from_word(word: &str) -> Option<Self> {
+        <Self as Value>::read(word)
+    }
+}
+
+impl IfOffline {
+    /// What `word` asks for, if it is one of the words.
+    pub fn from_word(word: &str) -> Option<Self> {
+        <Self as Value>::read(word)
+    }
+}
+
 words! {
     /// On or off.
     Switch, "`on` or `off`";
@@ -245,16 +288,22 @@ impl LineEnding {
 
 words! {
     /// How much proof makes a command delivered.
-    Confirm, "`written`, the only one so far";
+    Confirm, "`written`, `received` or `answered`";
     /// The kernel took every byte of the line.
     Written = "written",
+    /// The device's TCP stack acknowledged every byte of it.
+    Received = "received",
+    /// The device sent a line back.
+    Answered = "answered",
 }
 
 words! {
     /// What becomes of a command whose device is not connected.
-    IfOffline, "`reject` or `drop`";
+    IfOffline, "`reject`, `park` or `drop`";
     /// It goes to the undelivered exchange.
     Reject = "reject",
+    /// It waits in the broker until the device connects or its ttl ends.
+    Park = "park",
     /// It is forgotten.
     Drop = "drop",
 }

@@ -1,0 +1,201 @@
+//! `Drainer`: fetches what was parked for devices that are connected now.
+//!
+//! It shares the consumer's connection, so that an alarm of the broker, which stops publishers, does
+//! not stop it. For each device it takes one message after the other, in order, and acknowledges
+//! each once its fate is known; so if the device's connection ends in the midst of it, what is not
+//! settled goes back to where it was when the channel closes, and nothing changes its place.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use lapin::Channel;
+use lapin::message::Delivery as Delivered;
+use lapin::options::{BasicAckOptions, BasicGetOptions, QueueDeleteOptions};
+use tokio::sync::mpsc;
+
+use super::BrokerError;
+use super::connection::Link;
+use super::intake::Intake;
+use super::topology::{self, NOT_FOUND, PRECONDITION_FAILED};
+use crate::command::Address;
+use crate::device::Session;
+use crate::router::Routed;
+use crate::settlement::{Settlement, Verdict};
+
+/// Devices that are fetched for at a time, on a channel each. The time goes by in round trips, so
+/// more would only make more channels.
+const DEVICES_AT_A_TIME: usize = 64;
+/// Commands of one device in hand at a time: what a device that is slow holds back in memory.
+const IN_HAND_MAX: usize = 32;
+
+/// Fetches for as long as the connection lasts.
+pub(super) async fn run(link: &Link, intake: &Intake) -> Result<Infallible, BrokerError> {
+    let parking = &intake.router.devices.parking;
+    for address in parking.restart() {
+        parking.interrupted(&address, is_connected(intake, &address));
+    }
+    let mut running = FuturesUnordered::new();
+    loop {
+        tokio::select! {
+            biased;
+            Some(done) = running.next(), if !running.is_empty() => done?,
+            address = parking.next_wanted(), if running.len() < DEVICES_AT_A_TIME => {
+                running.push(fetch(link, intake, address));
+            }
+        }
+    }
+}
+
+fn is_connected(intake: &Intake, address: &Address) -> bool {
+    intake.router.devices.registry.find(address).is_some()
+}
+
+/// Fetches for one device until the broker has nothing more or the device is gone.
+async fn fetch(link: &Link, intake: &Intake, address: Address) -> Result<(), BrokerError> {
+    let devices = &intake.router.devices;
+    let finished = match devices.registry.find(&address) {
+        Some(session) => fetch_for(link, intake, &address, &session).await?,
+        None => false,
+    };
+    if !finished {
+        devices.parking.until_landed(&address).await;
+        devices.parking.interrupted(&address, is_connected(intake, &address));
+    }
+    Ok(())
+}
+
+/// Fetches for one connection; true if the broker has nothing more.
+async fn fetch_for(
+    link: &Link,
+    intake: &Intake,
+    address: &Address,
+    session: &Arc<Session>,
+) -> Result<bool, BrokerError> {
+    let devices = &intake.router.devices;
+    let queue = intake.settings.mq.parked_queue(address);
+    if devices.parking.may_hold_older(address) && is_none(link, &queue).await? {
+        return Ok(session.finish_parked(devices));
+    }
+    let channel = link.channel().await?;
+    let fetched = Hand::new(intake, &channel, address).fetch_all(&queue, session).await?;
+    // What was not settled goes back to its place, before anyone fetches again. A channel that the
+    // broker has closed, because the queue is gone, holds nothing.
+    if channel.status().connected() {
+        let closed = channel.close(200, "done".into()).await;
+        closed.map_err(BrokerError::during("giving parked commands back"))?;
+    }
+    Ok(fetched)
+}
+
+/// Whether there is no queue for the device, or nothing in it; then it is deleted. The broker calls
+/// that a success where there is none, so that the usual case costs one question and no error.
+async fn is_none(link: &Link, queue: &str) -> Result<bool, BrokerError> {
+    let options = QueueDeleteOptions { if_unused: false, if_empty: true, nowait: false };
+    match link.channel().await?.queue_delete(queue.into(), options).await {
+        Ok(_) => Ok(true),
+        Err(error) if topology::code(&error) == Some(PRECONDITION_FAILED) => Ok(false),
+        Err(error) => Err(BrokerError::during("looking for parked commands")(error)),
+    }
+}
+
+/// One device's parked commands in hand.
+struct Hand<'a> {
+    intake: &'a Intake,
+    channel: &'a Channel,
+    address: &'a Address,
+    verdicts: mpsc::Sender<Verdict>,
+    settled: mpsc::Receiver<Verdict>,
+    /// Commands in hand, with their numbers if this process has parked them.
+    open: Vec<(u64, Option<u64>)>,
+    /// Whether one was given back: then those behind it must not be fetched.
+    returned: bool,
+}
+
+impl<'a> Hand<'a> {
+    fn new(intake: &'a Intake, channel: &'a Channel, address: &'a Address) -> Self {
+        let (verdicts, settled) = mpsc::channel(IN_HAND_MAX);
+        Self { intake, channel, address, verdicts, settled, open: Vec::new(), returned: false }
+    }
+
+    /// Fetches until the broker has nothing more, which is true, or one was given back.
+    async fn fetch_all(mut self, queue: &str, session: &Arc<Session>) -> Result<bool, BrokerError> {
+        let devices = &self.intake.router.devices;
+        while !self.returned {
+            while let Ok(verdict) = self.settled.try_recv() {
+                self.settle(verdict).await?;
+            }
+            if self.open.len() >= IN_HAND_MAX {
+                self.wait().await?;
+                continue;
+            }
+            let got = self.channel.basic_get(queue.into(), BasicGetOptions { no_ack: false }).await;
+            match got {
+                Ok(Some(got)) => self.take_up(got.delivery, session),
+                Ok(None) if !self.open.is_empty() => self.wait().await?,
+                Ok(None) if session.finish_parked(devices) => return Ok(true),
+                Ok(None) => devices.parking.until_landed(self.address).await,
+                Err(error) if topology::code(&error) == Some(NOT_FOUND) => {
+                    return Ok(session.finish_parked(devices));
+                }
+                Err(error) => return Err(BrokerError::during("fetching parked commands")(error)),
+            }
+        }
+        // What was written before one was given back is still to be settled.
+        while !self.open.is_empty() {
+            self.wait().await?;
+        }
+        Ok(false)
+    }
+
+    fn take_up(&mut self, delivered: Delivered, session: &Arc<Session>) {
+        let tag = delivered.delivery_tag;
+        let settlement = Settlement::new(tag, self.verdicts.clone(), self.intake.metrics.clone());
+        let (order, parked_by) = self.intake.parked_order(delivered, settlement);
+        let reporter = &self.intake.reporter;
+        self.open.push((tag, parked_by.and_then(|by| reporter.number_parked_by(&by))));
+        let order = match order {
+            Ok(order) => order,
+            Err(settlement) => {
+                settlement.into_iter().for_each(Settlement::settle);
+                return;
+            }
+        };
+        let now = order.facts.origin.arrived;
+        match self.intake.router.route_parked(order, session, now.mono) {
+            Ok(Routed::Waiting) => {}
+            Ok(Routed::Concluded(order, fate)) => reporter.report(order, fate),
+            Err(order) => {
+                self.returned = true;
+                reporter.untouched(&order.facts);
+                order.settlement.hand_back();
+            }
+        }
+    }
+
+    /// Waits until one in hand is settled.
+    async fn wait(&mut self) -> Result<(), BrokerError> {
+        match self.settled.recv().await {
+            Some(verdict) => self.settle(verdict).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn settle(&mut self, verdict: Verdict) -> Result<(), BrokerError> {
+        let (tag, is_done) = match verdict {
+            Verdict::Ack(tag) => (tag, true),
+            Verdict::Return(tag) => (tag, false),
+        };
+        let position = self.open.iter().position(|(open, _)| *open == tag);
+        let number = position.and_then(|at| self.open.remove(at).1);
+        if !is_done {
+            self.returned = true;
+            return Ok(());
+        }
+        let acked = self.channel.basic_ack(tag, BasicAckOptions { multiple: false }).await;
+        acked.map_err(BrokerError::during("acknowledging parked commands"))?;
+        self.intake.router.devices.parking.fetched(self.address, number);
+        Ok(())
+    }
+}

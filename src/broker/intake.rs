@@ -1,0 +1,124 @@
+//! `Intake`: a message from the broker becomes an order, or is reported as invalid. For commands
+//! from the queue and for parked ones alike.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use lapin::message::Delivery as Delivered;
+
+use super::decode::{self, Decoded, Defaults};
+use super::message::{Message, ParkedMarks};
+use crate::clock::Moment;
+use crate::metrics::Metrics;
+use crate::order::{Facts, Order, Origin, Steps};
+use crate::report::Reporter;
+use crate::router::Router;
+use crate::settings::Settings;
+use crate::settlement::Settlement;
+use crate::trail::Trail;
+
+/// What it takes to make orders of messages.
+#[derive(Debug)]
+pub(crate) struct Intake {
+    pub(crate) settings: Arc<Settings>,
+    pub(crate) router: Router,
+    pub(crate) reporter: Arc<Reporter>,
+    pub(crate) trail: Arc<Trail>,
+    pub(crate) metrics: Metrics,
+    defaults: Defaults,
+    /// Counts what was taken up.
+    numbers: AtomicU64,
+}
+
+impl Intake {
+    pub(crate) fn new(
+        settings: Arc<Settings>,
+        router: Router,
+        reporter: Arc<Reporter>,
+        trail: Arc<Trail>,
+        metrics: Metrics,
+    ) -> Self {
+        let defaults = Defaults {
+            ttl: settings.command.ttl,
+            if_offline: settings.command.if_offline,
+            confirm: settings.command.confirm,
+            timeout: settings.command.timeout,
+            answers_have_ids: settings.device.answer_id.is_some(),
+            line_ending: settings.device.line_ending,
+            line_max: settings.device.line_max.0,
+        };
+        Self { settings, router, reporter, trail, metrics, defaults, numbers: AtomicU64::new(0) }
+    }
+
+    /// Makes an order of a message from the command queue. If it is no command, that is reported,
+    /// and its settlement is given back if it may be settled at once.
+    pub(super) fn order(
+        &self,
+        delivered: Delivered,
+        settlement: Settlement,
+    ) -> Result<Order, Option<Settlement>> {
+        let redelivered = delivered.redelivered;
+        let message = message(delivered);
+        self.decode(message, redelivered, None, settlement)
+    }
+
+    /// Makes an order of a message that was parked; gives also what it was parked by.
+    pub(super) fn parked_order(
+        &self,
+        delivered: Delivered,
+        settlement: Settlement,
+    ) -> (Result<Order, Option<Settlement>>, Option<String>) {
+        let redelivered = delivered.redelivered;
+        let mut message = message(delivered);
+        let marks = message.unpark();
+        let by = marks.by.clone();
+        (self.decode(message, redelivered, Some(marks), settlement), by)
+    }
+
+    fn decode(
+        &self,
+        message: Message,
+        redelivered: bool,
+        parked: Option<ParkedMarks>,
+        settlement: Settlement,
+    ) -> Result<Order, Option<Settlement>> {
+        let arrived = Moment::now();
+        let stamps = message.stamps();
+        let published_ms = decode::published_ms(&stamps, arrived);
+        let decoded = decode::decode(message.body(), &stamps, &self.defaults, arrived);
+        let is_parked = parked.is_some();
+        let origin = |id: Option<Box<str>>| Origin {
+            id: id.or_else(|| message.message_id().map(Into::into)),
+            message: Arc::new(message),
+            arrived,
+            published_ms,
+            number: self.numbers.fetch_add(1, Ordering::Relaxed),
+            redelivered,
+            parked: is_parked,
+        };
+        match decoded {
+            Ok(Decoded { mut command, id }) => {
+                // Its time began before it was parked, and not all messages say when.
+                if let Some(until_ms) = parked.and_then(|marks| marks.until_ms) {
+                    let left = Duration::from_millis(until_ms.saturating_sub(arrived.wall_ms));
+                    command.expires = command.expires.min(arrived.mono + left);
+                }
+                let facts = Facts { command, origin: origin(id), steps: Steps::default() };
+                let facts = Arc::new(facts);
+                self.trail.command(&facts);
+                Ok(Order { facts, settlement })
+            }
+            Err(invalid) => {
+                let origin = origin(invalid.id);
+                let address = invalid.address.as_ref();
+                Err(self.reporter.conclude_invalid(&origin, address, invalid.reason, settlement))
+            }
+        }
+    }
+}
+
+fn message(delivered: Delivered) -> Message {
+    let Delivered { routing_key, properties, data, .. } = delivered;
+    Message { body: data, properties, routing_key }
+}

@@ -1,0 +1,74 @@
+//! How a session takes what was parked for its device: before everything else, in the order it
+//! comes.
+
+use std::io;
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use super::lane::Waits;
+use super::session::{Offer, Session};
+use super::{Devices, EndReason};
+use crate::command::Confirm;
+use crate::order::Order;
+
+impl Session {
+    /// Writes `order`, which was parked, now, or lets it wait before all that was not. Gives it back
+    /// if the session is closed.
+    pub(crate) fn offer_parked(
+        self: &Arc<Self>,
+        order: Order,
+        now: Instant,
+        devices: &Devices,
+    ) -> Result<Offer, Order> {
+        let mut shared = self.lock();
+        if shared.closed || shared.end.is_some() {
+            return Err(order);
+        }
+        if order.command().confirm == Confirm::Received && !self.provable {
+            return Ok(Offer::Unprovable(order));
+        }
+        let comes_first =
+            shared.lane.first().is_none_or(|(first, begun)| !begun && !first.goes_first());
+        if comes_first
+            && !shared.hold.greeting
+            && shared.proofs.weight() < devices.tail_max
+            && (!order.wants_answer() || shared.proofs.may_ask(&devices.answer_rule, now))
+        {
+            match self.write(&mut shared, &order, 0) {
+                Ok(bytes) if bytes == order.bytes().len() => {
+                    return Ok(match self.wrote(&mut shared, order, now, devices) {
+                        Some(order) => Offer::Written(order),
+                        None => Offer::Waiting,
+                    });
+                }
+                Ok(bytes) => shared.lane.begin(order, bytes, now),
+                Err(error) => {
+                    if error.kind() != io::ErrorKind::WouldBlock {
+                        shared.end = Some(EndReason::from_error(&error));
+                    }
+                    shared.lane.push_first(order, now);
+                }
+            }
+        } else {
+            shared.lane.push_first(order, now);
+        }
+        devices.lanes_changed(1);
+        self.wake.notify_one();
+        Ok(Offer::Waiting)
+    }
+
+    /// The broker has nothing more that is parked for the device: lets the others go, unless
+    /// something is on its way there. True if it was so.
+    pub(crate) fn finish_parked(&self, devices: &Devices) -> bool {
+        let mut shared = self.lock();
+        if !devices.parking.finish(&self.address) {
+            return false;
+        }
+        if std::mem::take(&mut shared.hold.parked) {
+            shared.lane.restart_clock(Instant::now());
+            self.wake.notify_one();
+        }
+        true
+    }
+}

@@ -1,0 +1,272 @@
+//! The task of a session: reads what the device sends, writes what waits in the lane, learns what
+//! is proved, and notices the end.
+
+use std::convert::Infallible;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::Interest;
+use tokio::time::Instant;
+use tracing::info;
+
+use super::answers::LineIs;
+use super::framing::Framer;
+use super::lane::Head;
+use super::receipt;
+use super::session::{Session, Shared};
+use super::{Devices, EndReason};
+use crate::clock::{self, Moment};
+use crate::command::Outcome;
+use crate::order::Order;
+use crate::report::Fate;
+
+/// Bytes read from a device at a time, on the stack: most lines come in one read.
+const READ_BYTES: usize = 2048;
+/// Reads in a row before the other tasks get their turn: a device that talks without end may not
+/// keep the bridge from the others.
+const READS_MAX: usize = 4;
+/// How often a full socket is tried again where nothing tells that it has room. After the first
+/// event of a socket's error queue, mio takes it for closed and tokio for writable ever after; then
+/// the acknowledgement of what is in the socket is the usual sign, and this is for when none comes.
+const TRY_AGAIN: Duration = Duration::from_millis(100);
+
+/// What the task waits for besides the socket's own events.
+struct Plan {
+    interest: Interest,
+    /// When to look again, and whether that is the end of the device's time to read.
+    at: Option<Instant>,
+}
+
+impl Session {
+    /// Serves the connection to its end, then takes it out of the registry.
+    pub(crate) async fn serve(self: Arc<Self>, devices: Arc<Devices>) {
+        info!(address = %self.address, peer = %self.peer, epoch = self.epoch, "device connected");
+        let reason = match self.run(&devices).await {
+            Ok(never) => match never {},
+            Err(reason) => reason,
+        };
+        let (reason, waited) = self.close(reason, &devices);
+        devices.registry.remove(&self, reason);
+        devices.metrics.device_ended(reason);
+        info!(address = %self.address, peer = %self.peer, epoch = self.epoch, %reason, waited, "device disconnected");
+    }
+
+    async fn run(self: &Arc<Self>, devices: &Devices) -> Result<Infallible, EndReason> {
+        let mut framer = Framer::new(devices.line_max);
+        loop {
+            let plan = self.plan(devices)?;
+            let ready = tokio::select! {
+                biased;
+                () = self.wake.notified() => {
+                    self.flush(devices)?;
+                    continue;
+                }
+                () = clock::until(plan.at) => {
+                    self.flush(devices)?;
+                    continue;
+                }
+                ready = self.stream.ready(plan.interest) => ready.map_err(|error| EndReason::from_error(&error))?,
+            };
+            if ready.is_error() {
+                self.take_events(devices);
+                self.flush(devices)?;
+            } else if ready.is_writable() {
+                self.flush(devices)?;
+            }
+            if ready.is_readable() || ready.is_read_closed() || ready.is_error() {
+                let more = self.read(&mut framer, devices)?;
+                if more {
+                    tokio::task::yield_now().await;
+                }
+            }
+        }
+    }
+
+    /// Gives up what has run out of time, and says what to wait for.
+    fn plan(&self, devices: &Devices) -> Result<Plan, EndReason> {
+        let now = Instant::now();
+        let mut shared = self.lock();
+        if let Some(reason) = shared.end {
+            return Err(reason);
+        }
+        let mut given_up = Vec::new();
+        shared.proofs.expire(&devices.answer_rule, now, &mut given_up);
+        devices.conclude(given_up);
+        let mut interest = Interest::READABLE;
+        if self.provable {
+            interest |= Interest::ERROR;
+        }
+        let mut at = shared.proofs.deadline();
+        let mut by = |moment: Option<Instant>| at = at.into_iter().chain(moment).min();
+        if shared.is_held(now, devices) {
+            shared.lane.restart_clock(now);
+            by(shared.lane.next_expiry());
+        } else if let Some(deadline) = shared.lane.deadline(devices.write_timeout) {
+            if deadline <= now {
+                return Err(EndReason::WriteTimeout);
+            }
+            by(Some(deadline));
+            if shared.always_writable || shared.proofs.weight() >= devices.tail_max {
+                by(Some(now + TRY_AGAIN));
+            } else {
+                interest |= Interest::WRITABLE;
+            }
+        }
+        Ok(Plan { interest, at })
+    }
+
+    /// Takes up what the kernel tells of the device's acknowledgements.
+    fn take_events(&self, devices: &Devices) {
+        let mut proved = Vec::new();
+        {
+            let mut shared = self.lock();
+            let mut ask = false;
+            loop {
+                match receipt::take_event(&self.stream) {
+                    Ok(Some(low)) => {
+                        let offset = receipt::widen(low, shared.proofs.written());
+                        shared.proofs.acknowledged(offset, &mut proved);
+                    }
+                    Ok(None) => ask = true,
+                    // Empty. Any other error shows when the socket is read.
+                    Err(_) => break,
+                }
+                shared.always_writable = true;
+            }
+            if ask {
+                self.ask(&mut shared, devices);
+            }
+        }
+        devices.conclude(proved);
+    }
+
+    /// Writes what the socket takes of what waits.
+    pub(super) fn flush(self: &Arc<Self>, devices: &Devices) -> Result<(), EndReason> {
+        let mut done: Vec<(Order, Fate)> = Vec::new();
+        let mut unwanted = Vec::new();
+        let (result, left) = {
+            let mut shared = self.lock();
+            let before = shared.lane.len();
+            let result = self.flush_lane(&mut shared, devices, &mut done, &mut unwanted);
+            (result, before - shared.lane.len())
+        };
+        devices.lanes_changed(-i64::try_from(left).unwrap_or(i64::MAX));
+        for (order, fate) in done {
+            devices.reporter.report(order, fate);
+        }
+        unwanted.into_iter().for_each(|order| devices.hand_back_untouched(order));
+        result
+    }
+
+    fn flush_lane(
+        self: &Arc<Self>,
+        shared: &mut Shared,
+        devices: &Devices,
+        done: &mut Vec<(Order, Fate)>,
+        unwanted: &mut Vec<Order>,
+    ) -> Result<(), EndReason> {
+        const EXPIRED: &str = "its ttl ended while it waited for the device";
+        let expired = |order| (order, Fate::new(Outcome::Expired, EXPIRED));
+        if shared.lane.is_empty() {
+            return Ok(());
+        }
+        if shared.proofs.weight() >= devices.tail_max {
+            self.ask(shared, devices);
+        }
+        while shared.end.is_none() {
+            let now = Instant::now();
+            if shared.is_held(now, devices) {
+                done.extend(shared.lane.take_expired(now).into_iter().map(expired));
+                break;
+            }
+            if shared.proofs.weight() >= devices.tail_max {
+                break;
+            }
+            let from = match shared.lane.head(now) {
+                Head::Empty => break,
+                Head::Expired(order) => {
+                    done.push(expired(order));
+                    continue;
+                }
+                Head::Unwanted(order) => {
+                    unwanted.push(order);
+                    continue;
+                }
+                Head::Write(from) => from,
+            };
+            let Some(order) = shared.lane.pop() else { break };
+            match self.write(shared, &order, from) {
+                Ok(taken) => {
+                    if let Some(order) = shared.lane.wrote(order, from + taken, now) {
+                        let order = self.wrote(shared, order, now, devices);
+                        done.extend(order.map(|order| (order, Fate::delivered(Outcome::Written))));
+                    }
+                }
+                Err(error) => {
+                    let unfinished = shared.lane.wrote(order, from, now);
+                    debug_assert!(unfinished.is_none());
+                    if error.kind() == io::ErrorKind::WouldBlock {
+                        break;
+                    }
+                    return Err(EndReason::from_error(&error));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads what the device has sent; true if there may be more.
+    fn read(&self, framer: &mut Framer, devices: &Devices) -> Result<bool, EndReason> {
+        let mut buffer = [0; READ_BYTES];
+        for _ in 0..READS_MAX {
+            let bytes = match self.stream.try_read(&mut buffer) {
+                Ok(0) => return Err(EndReason::Closed),
+                Ok(count) => buffer.get(..count).unwrap_or_default(),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                Err(error) => return Err(EndReason::from_error(&error)),
+            };
+            self.last_seen_ms.store(Moment::now().wall_ms, std::sync::atomic::Ordering::Relaxed);
+            framer
+                .feed(bytes, |line| self.line(line, devices))
+                .map_err(|_| EndReason::LineTooLong)?;
+        }
+        Ok(true)
+    }
+
+    /// Takes up a line that the device sent: an answer, or something of its own.
+    fn line(&self, line: &[u8], devices: &Devices) {
+        // Devices send empty lines to keep their link alive; they say nothing.
+        if line.is_empty() {
+            return;
+        }
+        self.lines.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        devices.metrics.uplink_line();
+        let is = {
+            let now = Instant::now();
+            let mut shared = self.lock();
+            let is = if shared.hold.greeting {
+                LineIs::Uplink
+            } else {
+                shared.proofs.line(&devices.answer_rule, line, now)
+            };
+            if std::mem::take(&mut shared.hold.greeting) || !matches!(is, LineIs::Uplink) {
+                // What waits in the lane may go on.
+                shared.lane.restart_clock(now);
+                self.wake.notify_one();
+            }
+            is
+        };
+        let late = match is {
+            LineIs::Answer(order) => {
+                devices.conclude(vec![(order, Fate::answered(line))]);
+                return;
+            }
+            LineIs::Late => true,
+            LineIs::Uplink => false,
+        };
+        if let Some(uplink) = &devices.uplink {
+            uplink.line(&self.address, self.epoch, line, late);
+        }
+    }
+}

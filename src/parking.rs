@@ -1,0 +1,457 @@
+//! `Parking`: for which devices commands wait in the broker, and which of those are being fetched.
+//!
+//! While a device has a lot here, new commands for it go behind what is parked. The reporter counts
+//! what goes in, the publisher says when it is there, the drainer fetches it once the device is
+//! connected. A lot ends when the broker has nothing more for it and nothing is on its way.
+
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use crate::command::Address;
+use crate::order::Facts;
+
+/// Devices known to have nothing parked, so that their next connect asks the broker nothing. At
+/// about 60 bytes each; beyond it all are forgotten and asked about again.
+const KNOWN_EMPTY_MAX: usize = 100_000;
+
+/// How long after its ttl a command counts as expired in the broker: its clock and ours need not agree,
+/// and one that is being fetched at that moment is not expired.
+const EXPIRY_MARGIN: Duration = Duration::from_secs(2);
+
+/// Where commands are parked and where they are fetched.
+#[derive(Debug)]
+pub(crate) struct Parking {
+    device_max: usize,
+    total_max: usize,
+    /// Whether anything was ever parked at this broker, as far as it is known. Until then nobody is
+    /// asked about.
+    in_use: AtomicBool,
+    /// How many lots there are, readable without the lock: usually none.
+    count: AtomicUsize,
+    /// Tells the drainer that there is something to fetch.
+    work: Notify,
+    /// Tells it that something which was on its way is no longer.
+    landing: Notify,
+    /// Held for a few map operations, never across an await. Last in every lock order.
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    lots: HashMap<Address, Lot>,
+    known_empty: HashSet<Address>,
+    /// Commands parked in all, those on their way included, as far as it is known.
+    total: usize,
+    /// Addresses to fetch for, each at most once.
+    wanted: VecDeque<Address>,
+}
+
+/// What is known of one device's parked commands.
+#[derive(Debug, Default)]
+struct Lot {
+    /// On their way to the broker.
+    publishing: usize,
+    /// In the broker, put there by this process, by their numbers.
+    held: BTreeMap<u64, Held>,
+    /// In the broker since before this process, as far as it is known.
+    older: usize,
+    fetching: Fetching,
+}
+
+impl Lot {
+    fn len(&self) -> usize {
+        self.publishing + self.held.len() + self.older
+    }
+}
+
+/// One parked command.
+#[derive(Debug)]
+struct Held {
+    expires: Instant,
+    /// What it takes to tell its sender that it expired, if that was asked for.
+    facts: Option<Arc<Facts>>,
+}
+
+#[derive(Debug, Default, PartialEq, Eq)]
+enum Fetching {
+    #[default]
+    No,
+    Wanted,
+    Running,
+}
+
+/// Room for a command that is on its way to the broker. Dropped before it has landed there, it
+/// gives the room back.
+#[derive(Debug)]
+pub(crate) struct Place {
+    parking: Arc<Parking>,
+    facts: Arc<Facts>,
+    landed: bool,
+}
+
+impl Place {
+    /// The command.
+    pub(crate) fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    /// The broker has confirmed it. `connected` says whether it is wanted at once.
+    pub(crate) fn land(mut self, connected: bool) {
+        self.landed = true;
+        self.parking.landed(&self.facts, connected);
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if !self.landed {
+            self.parking.given_up(&self.facts.command.address);
+        }
+    }
+}
+
+/// Why one more command cannot be parked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Full {
+    /// So many wait for this device.
+    Device(usize),
+    /// So many wait in all.
+    Total(usize),
+}
+
+impl fmt::Display for Full {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Device(max) => write!(f, "{max} commands are parked for the device already"),
+            Self::Total(max) => {
+                write!(f, "{max} commands are parked already, all devices together")
+            }
+        }
+    }
+}
+
+impl Parking {
+    /// Nothing parked; at most `device_max` commands for a device and `total_max` for all.
+    pub(crate) fn new(device_max: usize, total_max: usize) -> Self {
+        Self {
+            device_max,
+            total_max,
+            in_use: AtomicBool::new(false),
+            count: AtomicUsize::new(0),
+            work: Notify::new(),
+            landing: Notify::new(),
+            state: Mutex::default(),
+        }
+    }
+
+    /// Notes that something was parked at this broker once, perhaps by an earlier bridge.
+    pub(crate) fn set_in_use(&self) {
+        self.in_use.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether parked commands of `address` go before others. Called for every command.
+    pub(crate) fn gates(&self, address: &Address) -> bool {
+        self.count.load(Ordering::Relaxed) > 0 && self.lock().lots.contains_key(address)
+    }
+
+    /// Commands parked in all, as far as it is known.
+    pub(crate) fn total(&self) -> usize {
+        self.lock().total
+    }
+
+    /// A device has connected: what is parked for it is wanted, if there may be something.
+    pub(crate) fn arrived(&self, address: &Address) {
+        let mut state = self.lock();
+        let may_have = state.lots.contains_key(address)
+            || self.in_use.load(Ordering::Relaxed) && !state.known_empty.contains(address);
+        if may_have {
+            self.want(&mut state, address);
+        }
+    }
+
+    /// Makes room for one more command on its way to the broker.
+    pub(crate) fn begin(self: &Arc<Self>, facts: &Arc<Facts>) -> Result<Place, Full> {
+        let address = &facts.command.address;
+        let mut state = self.lock();
+        if state.total >= self.total_max {
+            return Err(Full::Total(self.total_max));
+        }
+        let lot = state.lots.get(address);
+        if lot.is_some_and(|lot| lot.len() >= self.device_max) {
+            return Err(Full::Device(self.device_max));
+        }
+        state.total += 1;
+        state.lots.entry(address.clone()).or_default().publishing += 1;
+        state.known_empty.remove(address);
+        self.counted(&state);
+        Ok(Place { parking: Arc::clone(self), facts: Arc::clone(facts), landed: false })
+    }
+
+    /// One that was on its way is in the broker. `connected` says whether it is wanted at once.
+    fn landed(&self, facts: &Arc<Facts>, connected: bool) {
+        let address = &facts.command.address;
+        let mut state = self.lock();
+        if let Some(lot) = state.lots.get_mut(address) {
+            lot.publishing = lot.publishing.saturating_sub(1);
+            let wants_receipt = facts.origin.message.reply_to().is_some();
+            let held = Held {
+                expires: facts.command.expires,
+                facts: wants_receipt.then(|| Arc::clone(facts)),
+            };
+            lot.held.insert(facts.origin.number, held);
+        }
+        if connected {
+            self.want(&mut state, address);
+        }
+        self.landing.notify_waiters();
+    }
+
+    /// One that was on its way will not arrive: its message is delivered again instead.
+    fn given_up(&self, address: &Address) {
+        let mut state = self.lock();
+        state.total = state.total.saturating_sub(1);
+        if let Some(lot) = state.lots.get_mut(address) {
+            lot.publishing = lot.publishing.saturating_sub(1);
+        }
+        self.drop_if_idle(&mut state, address);
+        self.landing.notify_waiters();
+    }
+
+    /// Waits until nothing is on its way for `address`.
+    pub(crate) async fn until_landed(&self, address: &Address) {
+        loop {
+            let mut landing = std::pin::pin!(self.landing.notified());
+            landing.as_mut().enable();
+            if self.lock().lots.get(address).is_none_or(|lot| lot.publishing == 0) {
+                return;
+            }
+            landing.await;
+        }
+    }
+
+    /// Whether the broker may hold something for `address` that this process has not put there.
+    pub(crate) fn may_hold_older(&self, address: &Address) -> bool {
+        self.lock().lots.get(address).is_some_and(|lot| lot.held.is_empty())
+    }
+
+    /// Fetching starts anew, on another connection; gives the addresses it was going on for.
+    pub(crate) fn restart(&self) -> Vec<Address> {
+        let mut state = self.lock();
+        state.wanted.clear();
+        let fetching = |lot: &mut Lot| std::mem::take(&mut lot.fetching) != Fetching::No;
+        state
+            .lots
+            .iter_mut()
+            .filter_map(|(address, lot)| fetching(lot).then(|| address.clone()))
+            .collect()
+    }
+
+    /// The broker says how many it holds for `address`.
+    pub(crate) fn counted_at_broker(&self, address: &Address, count: usize) {
+        let mut state = self.lock();
+        let State { lots, total, .. } = &mut *state;
+        if let Some(lot) = lots.get_mut(address) {
+            *total = total.saturating_sub(lot.older);
+            lot.older = count.saturating_sub(lot.held.len());
+            *total += lot.older;
+        }
+    }
+
+    /// One was fetched from the broker for good: the one with this number, if this process put it there.
+    pub(crate) fn fetched(&self, address: &Address, number: Option<u64>) {
+        let mut state = self.lock();
+        let State { lots, total, .. } = &mut *state;
+        let Some(lot) = lots.get_mut(address) else { return };
+        if number.is_some_and(|number| lot.held.remove(&number).is_some()) {
+            *total = total.saturating_sub(1);
+        } else if lot.older > 0 {
+            lot.older -= 1;
+            *total = total.saturating_sub(1);
+        }
+    }
+
+    /// Forgets what has expired in the broker; gives what its senders are to be told of.
+    pub(crate) fn expire(&self, now: Instant) -> Vec<Arc<Facts>> {
+        if self.count.load(Ordering::Relaxed) == 0 {
+            return Vec::new();
+        }
+        let mut expired = Vec::new();
+        let mut state = self.lock();
+        let State { lots, total, .. } = &mut *state;
+        lots.retain(|_, lot| {
+            let before = lot.held.len();
+            lot.held.retain(|_, held| {
+                let is_past = held.expires + EXPIRY_MARGIN <= now;
+                if is_past {
+                    expired.extend(held.facts.take());
+                }
+                !is_past
+            });
+            *total = total.saturating_sub(before - lot.held.len());
+            lot.len() > 0 || lot.fetching != Fetching::No
+        });
+        self.counted(&state);
+        expired
+    }
+
+    /// The next address to fetch for, once there is one.
+    pub(crate) async fn next_wanted(&self) -> Address {
+        loop {
+            {
+                let mut state = self.lock();
+                if let Some(address) = state.wanted.pop_front() {
+                    if let Some(lot) = state.lots.get_mut(&address) {
+                        lot.fetching = Fetching::Running;
+                    }
+                    return address;
+                }
+            }
+            self.work.notified().await;
+        }
+    }
+
+    /// The broker has nothing more for `address`: ends its lot, unless something is on its way
+    /// there. True if it is ended. Called under the lock of the device's session, so that nothing
+    /// comes in between.
+    pub(crate) fn finish(&self, address: &Address) -> bool {
+        let mut state = self.lock();
+        if state.lots.get(address).is_some_and(|lot| lot.publishing > 0) {
+            return false;
+        }
+        if let Some(lot) = state.lots.remove(address) {
+            // What was counted and is not there has expired.
+            state.total = state.total.saturating_sub(lot.len());
+        }
+        if state.known_empty.len() >= KNOWN_EMPTY_MAX {
+            state.known_empty = HashSet::new();
+        }
+        state.known_empty.insert(address.clone());
+        self.counted(&state);
+        true
+    }
+
+    /// Fetching for `address` has ended before the broker had nothing more.
+    pub(crate) fn interrupted(&self, address: &Address, connected: bool) {
+        let mut state = self.lock();
+        if let Some(lot) = state.lots.get_mut(address) {
+            lot.fetching = Fetching::No;
+        }
+        if connected {
+            self.want(&mut state, address);
+        } else {
+            self.drop_if_idle(&mut state, address);
+        }
+    }
+
+    fn want(&self, state: &mut State, address: &Address) {
+        let lot = state.lots.entry(address.clone()).or_default();
+        if lot.fetching == Fetching::No {
+            lot.fetching = Fetching::Wanted;
+            state.wanted.push_back(address.clone());
+            self.work.notify_one();
+        }
+        self.counted(state);
+    }
+
+    /// Drops the lot of a device that is not connected and has nothing parked, as far as is known:
+    /// the next connect asks.
+    fn drop_if_idle(&self, state: &mut State, address: &Address) {
+        let idle = |lot: &Lot| lot.len() == 0 && lot.fetching == Fetching::No;
+        if state.lots.get(address).is_some_and(idle) {
+            state.lots.remove(address);
+            self.counted(state);
+        }
+    }
+
+    fn counted(&self, state: &State) {
+        self.count.store(state.lots.len(), Ordering::Relaxed);
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::order::tests::facts;
+
+    fn device() -> Address {
+        facts(None, "ON").command.address
+    }
+
+    fn parked() -> Arc<Facts> {
+        Arc::new(facts(None, "ON"))
+    }
+
+    fn other() -> Arc<Facts> {
+        let mut facts = facts(None, "ON");
+        facts.command.address = Address::parse("10.0.0.8").expect("an address");
+        Arc::new(facts)
+    }
+
+    fn parking(device_max: usize, total_max: usize) -> Arc<Parking> {
+        Arc::new(Parking::new(device_max, total_max))
+    }
+
+    #[test]
+    fn what_expires_in_the_broker_makes_room() {
+        let parking = parking(1, 1);
+        let facts = parked();
+        parking.begin(&facts).expect("room").land(false);
+        let expires = facts.command.expires;
+        parking.expire(expires);
+        assert_eq!(parking.begin(&facts).err(), Some(Full::Total(1)));
+        parking.expire(expires + EXPIRY_MARGIN);
+        assert!(parking.begin(&facts).is_ok());
+    }
+
+    #[test]
+    fn a_lot_gates_until_nothing_is_parked_and_nothing_on_its_way() {
+        let parking = parking(10, 10);
+        let facts = parked();
+        let place = parking.begin(&facts).expect("room");
+        assert!(parking.gates(&device()));
+        assert!(!parking.finish(&device()), "one is on its way");
+        place.land(false);
+        parking.fetched(&device(), Some(facts.origin.number));
+        assert!(parking.finish(&device()));
+        assert!(!parking.gates(&device()));
+        assert_eq!(parking.total(), 0);
+    }
+
+    #[test]
+    fn there_is_room_for_so_many_of_a_device_and_so_many_in_all() {
+        let parking = parking(2, 3);
+        let first = parking.begin(&parked()).expect("room");
+        let _second = parking.begin(&parked()).expect("room");
+        assert_eq!(parking.begin(&parked()).err(), Some(Full::Device(2)));
+        let _third = parking.begin(&other()).expect("room");
+        assert_eq!(parking.begin(&other()).err(), Some(Full::Total(3)));
+        drop(first);
+        assert!(parking.begin(&other()).is_ok(), "what does not land gives its room back");
+    }
+
+    #[tokio::test]
+    async fn a_device_is_asked_about_once_and_only_if_anything_was_ever_parked() {
+        let parking = parking(2, 3);
+        parking.arrived(&device());
+        assert!(!parking.gates(&device()), "nobody parks");
+        parking.set_in_use();
+        parking.arrived(&device());
+        parking.arrived(&device());
+        assert!(parking.gates(&device()));
+        assert_eq!(parking.next_wanted().await, device());
+        assert!(parking.lock().wanted.is_empty());
+        assert!(parking.finish(&device()));
+        parking.arrived(&device());
+        assert!(!parking.gates(&device()), "it is known to have nothing");
+    }
+}
