@@ -16,14 +16,14 @@ use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use crate::broker::{Consumer, Intake, Jobs, Publisher};
-use crate::device::{AnswerRule, Devices, EndReason, Listener, Registry, Sweeper};
+use crate::device::{Devices, EndReason, Listener, Registry, Rules, Sweeper};
 use crate::http::{self, HttpState};
 use crate::metrics::Metrics;
 use crate::parking::Parking;
 use crate::presence::Presence;
 use crate::report::Reporter;
 use crate::router::Router;
-use crate::settings::{self, Settings};
+use crate::settings::Settings;
 use crate::trail::Trail;
 use crate::uplink::Uplink;
 
@@ -138,6 +138,7 @@ impl Parts {
         let unsettled_max = usize::from(settings.mq.prefetch.get()) + stalled_max;
         let jobs = Arc::new(Jobs::new(Arc::clone(&work), unsettled_max));
         let presence = Arc::new(Presence::new(Arc::clone(&bridge), Arc::clone(&work)));
+        let trail = Arc::new(Trail::default());
         let uplink = || Uplink::new(Arc::clone(&bridge), Arc::clone(&work), metrics.clone());
         let uplink = settings.device.uplink.is_on().then(uplink).map(Arc::new);
         let parking = Arc::new(Parking::new(
@@ -151,8 +152,9 @@ impl Parts {
             Arc::clone(&bridge),
         );
         let reporter = Arc::new(reporter);
+        let registry = Registry::new(Arc::clone(&presence), Arc::clone(&trail), metrics.clone());
         let devices = Arc::new(Devices {
-            registry: Arc::new(Registry::new(Arc::clone(&presence), metrics.clone())),
+            registry: Arc::new(registry),
             reporter: Arc::clone(&reporter),
             uplink: uplink.clone(),
             metrics: metrics.clone(),
@@ -160,14 +162,8 @@ impl Parts {
             sweeper: Sweeper::default(),
             waiting: AtomicUsize::new(0),
             proving: AtomicUsize::new(0),
-            answer_rule: answer_rule(&settings.device),
-            wait_for_greeting: settings.device.greeting.is_on(),
-            tail_max: as_usize(settings.device.tail_max),
-            line_max: settings.device.line_max.0,
-            lane_max: usize::from(settings.device.lane_max.get()),
-            write_timeout: settings.device.write_timeout,
+            rules: Rules::new(&settings.device),
         });
-        let trail = Arc::new(Trail::default());
         let consumer = Consumer {
             intake: Intake::new(
                 Arc::clone(&settings),
@@ -181,6 +177,8 @@ impl Parts {
         };
         let http = HttpState {
             registry: Arc::clone(&devices.registry),
+            reporter: Arc::clone(&devices.reporter),
+            trail,
             metrics: metrics.clone(),
             bridge: Arc::clone(&bridge),
             consuming: Arc::clone(&consumer.consuming),
@@ -202,13 +200,7 @@ impl Parts {
     }
 }
 
-fn answer_rule(device: &settings::Device) -> AnswerRule {
-    AnswerRule {
-        pattern: device.answer_pattern.as_ref().map(|pattern| pattern.0.clone()),
-        id_group: device.answer_id.clone(),
-    }
-}
-
+/// A setting as a size; on a 64-bit system they are all sizes.
 fn as_usize(number: NonZeroU32) -> usize {
     usize::try_from(number.get()).unwrap_or(usize::MAX)
 }

@@ -2,6 +2,7 @@
 
 mod check;
 mod device;
+mod explain;
 mod send;
 mod serve;
 mod signals;
@@ -51,6 +52,11 @@ enum Command {
     Device(device::Args),
     /// Print every device that comes and goes, live
     Watch(watch::Args),
+    /// Tell what happened to a command, or to a device, lately
+    ///
+    /// Asks the bridge that runs here, at HTTP_LISTEN. Exits with 0 if it remembers, 1 if not, 69 if it
+    /// cannot be asked.
+    Explain(explain::Args),
 }
 
 /// Runs what the command line says.
@@ -84,6 +90,7 @@ pub fn run() -> ExitCode {
         Some(Command::Check) => on_runtime(1, check::run(settings)),
         Some(Command::Send(args)) => on_runtime(1, send::run(settings, args)),
         Some(Command::Watch(args)) => on_runtime(1, watch::run(settings, args)),
+        Some(Command::Explain(args)) => on_runtime(1, explain::run(settings, args)),
         Some(Command::Device(args)) => on_runtime(1, device::run(args)),
     }
 }

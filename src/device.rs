@@ -28,7 +28,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-pub(crate) use answers::Rule as AnswerRule;
 pub(crate) use lane::Waits;
 pub use listener::Listener;
 pub use receipt::supported as receipts_supported;
@@ -41,6 +40,7 @@ use crate::metrics::Metrics;
 use crate::order::Order;
 use crate::parking::Parking;
 use crate::report::{Fate, Reporter};
+use crate::settings;
 use crate::uplink::Uplink;
 
 /// What every session needs, shared by all of them.
@@ -58,12 +58,35 @@ pub struct Devices {
     pub(crate) waiting: AtomicUsize,
     /// Orders that are written and wait for their proof, all devices together.
     pub(crate) proving: AtomicUsize,
-    pub(crate) answer_rule: AnswerRule,
+    pub(crate) rules: Rules,
+}
+
+/// What every connection is held to.
+#[derive(Debug)]
+pub(crate) struct Rules {
+    pub(crate) answer: answers::Rule,
     pub(crate) wait_for_greeting: bool,
     pub(crate) line_max: usize,
     pub(crate) lane_max: usize,
     pub(crate) tail_max: usize,
     pub(crate) write_timeout: Duration,
+}
+
+impl Rules {
+    pub(crate) fn new(device: &settings::Device) -> Self {
+        let answer = answers::Rule {
+            pattern: device.answer_pattern.as_ref().map(|pattern| pattern.0.clone()),
+            id_group: device.answer_id.clone(),
+        };
+        Self {
+            answer,
+            wait_for_greeting: device.greeting.is_on(),
+            line_max: device.line_max.0,
+            lane_max: usize::from(device.lane_max.get()),
+            tail_max: usize::try_from(device.tail_max.get()).unwrap_or(usize::MAX),
+            write_timeout: device.write_timeout,
+        }
+    }
 }
 
 impl Devices {

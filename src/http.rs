@@ -1,6 +1,8 @@
-//! The HTTP side: is it alive, is it ready, its metrics, and the devices it holds.
+//! The HTTP side: is it alive, is it ready, its metrics, the devices it holds, and what happened lately.
 //!
 //! It reads what others own and changes nothing. By default it listens on loopback only.
+
+mod explain;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,6 +12,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
+pub(crate) use explain::{CommandHistory, DeviceHistory, Timeline};
 use serde::{Deserialize, Serialize};
 use tracing::error;
 
@@ -17,6 +20,8 @@ use crate::clock;
 use crate::command::Address;
 use crate::device::{Registry, Session};
 use crate::metrics::Metrics;
+use crate::report::Reporter;
+use crate::trail::Trail;
 
 /// Devices on a page unless `limit` says otherwise, and at most: a page is made in memory.
 const PAGE: usize = 100;
@@ -26,6 +31,8 @@ const PAGE_MAX: usize = 10_000;
 #[derive(Debug, Clone)]
 pub(crate) struct HttpState {
     pub(crate) registry: Arc<Registry>,
+    pub(crate) reporter: Arc<Reporter>,
+    pub(crate) trail: Arc<Trail>,
     pub(crate) metrics: Metrics,
     pub(crate) bridge: Arc<str>,
     pub(crate) consuming: Arc<AtomicBool>,
@@ -39,6 +46,8 @@ pub(crate) async fn serve(listener: tokio::net::TcpListener, state: HttpState) {
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
         .route("/devices", get(devices))
+        .route("/devices/{address}", get(explain::device))
+        .route("/commands/{id}", get(explain::command))
         .with_state(state);
     if let Err(error) = axum::serve(listener, app).await {
         error!(%error, "HTTP has ended.");
@@ -83,6 +92,7 @@ struct Device {
     since: String,
     last_seen: String,
     lane: usize,
+    in_flight: usize,
     commands: u64,
     lines: u64,
 }
@@ -101,7 +111,7 @@ async fn devices(State(state): State<HttpState>, Query(page): Query<Page>) -> Re
     let more = sessions.len() > limit;
     sessions.truncate(limit);
     let next = sessions.last().filter(|_| more).map(|session| session.address().to_string());
-    let devices = sessions.iter().map(|session| device(session)).collect();
+    let devices = sessions.iter().map(|session| Device::of(session)).collect();
     Json(Devices { bridge: state.bridge.to_string(), total, devices, next }).into_response()
 }
 
@@ -109,16 +119,19 @@ fn bad_request(text: String) -> Response {
     (StatusCode::BAD_REQUEST, text).into_response()
 }
 
-fn device(session: &Session) -> Device {
-    let now = session.snapshot();
-    Device {
-        address: session.address().to_string(),
-        epoch: session.epoch(),
-        peer: session.peer().to_string(),
-        since: clock::rfc3339(now.since_ms),
-        last_seen: clock::rfc3339(now.last_seen_ms),
-        lane: now.lane,
-        commands: now.commands,
-        lines: now.lines,
+impl Device {
+    fn of(session: &Session) -> Self {
+        let now = session.snapshot();
+        Self {
+            address: session.address().to_string(),
+            epoch: session.epoch(),
+            peer: session.peer().to_string(),
+            since: clock::rfc3339(now.since_ms),
+            last_seen: clock::rfc3339(now.last_seen_ms),
+            lane: now.lane,
+            in_flight: now.in_flight,
+            commands: now.commands,
+            lines: now.lines,
+        }
     }
 }

@@ -31,6 +31,8 @@ const LIMIT_PROGRAM: &str = concat!(env!("CARGO_TARGET_TMPDIR"), "/limit_bridge"
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Kind {
     Rabbitline,
+    /// The same with `COMMAND_CONFIRM=received`.
+    Received,
     LimitInC,
 }
 
@@ -38,6 +40,7 @@ impl Kind {
     pub(crate) fn label(self) -> &'static str {
         match self {
             Self::Rabbitline => "rabbitline",
+            Self::Received => "rabbitline (received)",
             Self::LimitInC => "limit in C",
         }
     }
@@ -69,13 +72,14 @@ impl Bridge {
         devices: usize,
     ) -> Result<Self> {
         match kind {
-            Kind::Rabbitline => Self::start_rabbitline(broker, prefetch),
+            Kind::Rabbitline => Self::start_rabbitline(broker, prefetch, "written"),
+            Kind::Received => Self::start_rabbitline(broker, prefetch, "received"),
             Kind::LimitInC => Self::start_limit(broker, prefetch, devices),
         }
         .with_context(|| format!("{}, prefetch {prefetch}, {devices} devices", kind.label()))
     }
 
-    fn start_rabbitline(broker: &Broker, prefetch: u16) -> Result<Self> {
+    fn start_rabbitline(broker: &Broker, prefetch: u16, confirm: &str) -> Result<Self> {
         let log = broker.files().join("rabbitline.log");
         let mut process = Process::start(
             "bridge",
@@ -92,6 +96,7 @@ impl Bridge {
                 .envs([("DEVICE_LISTEN", "127.0.0.1:0"), ("HTTP_LISTEN", "127.0.0.1:0")])
                 .env("MQ_PORT", broker.port.to_string())
                 .env("MQ_PREFETCH", prefetch.to_string())
+                .env("COMMAND_CONFIRM", confirm)
                 .stdin(Stdio::null())
                 .stdout(Stdio::null())
                 .stderr(File::create(&log)?),

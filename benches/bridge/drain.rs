@@ -90,23 +90,22 @@ impl Side {
     }
 }
 
-/// Drains a cell `runs` times with each bridge.
-pub(crate) fn measure(broker: &Broker, cell: Cell, runs: usize) -> Result<CellReport> {
+/// Drains a cell `runs` times with `kind` and with what it is measured against.
+pub(crate) fn measure(
+    broker: &Broker,
+    cell: Cell,
+    runs: usize,
+    kind: Kind,
+    against: Kind,
+) -> Result<CellReport> {
     let (mut ours, mut limit) = (Vec::new(), Vec::new());
     for run in 0..runs {
         // Who goes first changes, too.
-        let order = if run % 2 == 0 {
-            [Kind::LimitInC, Kind::Rabbitline]
-        } else {
-            [Kind::Rabbitline, Kind::LimitInC]
-        };
-        for kind in order {
-            let drained = drain(broker, kind, cell)
-                .with_context(|| format!("{} in {cell:?}", kind.label()))?;
-            match kind {
-                Kind::Rabbitline => ours.push(drained),
-                Kind::LimitInC => limit.push(drained),
-            }
+        let order = if run % 2 == 0 { [against, kind] } else { [kind, against] };
+        for next in order {
+            let drained = drain(broker, next, cell)
+                .with_context(|| format!("{} in {cell:?}", next.label()))?;
+            if next == kind { ours.push(drained) } else { limit.push(drained) }
         }
     }
     let ratio = ours.iter().zip(&limit).map(|(ours, limit)| ours.rate / limit.rate).collect();

@@ -74,6 +74,7 @@ fn measure(broker: &Broker, options: &Options) -> Result<Report> {
         runs: options.runs(),
         consumer: Vec::new(),
         drain: Vec::new(),
+        proof: Vec::new(),
         latency: Vec::new(),
         connect: Vec::new(),
         memory: None,
@@ -87,6 +88,13 @@ fn measure(broker: &Broker, options: &Options) -> Result<Report> {
     }
     if options.wants(Part::Drain) {
         report.drain = measure_drain(broker, options)?;
+    }
+    if options.wants(Part::Proof) {
+        let cell = Cell { prefetch: 256, devices: 1_000, commands: options.commands(256) };
+        let (received, written) = (Kind::Received, Kind::Rabbitline);
+        let proof = drain::measure(broker, cell, options.runs(), received, written)?;
+        progress(&format!("received {}/s, written {}/s", proof.rabbitline.rate, proof.limit.rate));
+        report.proof.push(proof);
     }
     if options.wants(Part::Latency) {
         report.latency = measure_latency(broker, options, &report)?;
@@ -128,7 +136,8 @@ fn measure_drain(broker: &Broker, options: &Options) -> Result<Vec<drain::CellRe
     for &prefetch in options.prefetch() {
         for &devices in options.devices() {
             let cell = Cell { prefetch, devices, commands: options.commands(prefetch) };
-            let report = drain::measure(broker, cell, options.runs())?;
+            let report =
+                drain::measure(broker, cell, options.runs(), Kind::Rabbitline, Kind::LimitInC)?;
             let (ours, limit, ratio) = (report.rabbitline.rate, report.limit.rate, report.ratio);
             progress(&format!(
                 "prefetch {prefetch}, {devices} devices: {ours}/s, limit {limit}/s, ratio {ratio:.2}"

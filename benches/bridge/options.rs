@@ -62,6 +62,8 @@ pub(crate) enum Part {
     Consumer,
     /// The bridge and the bridge in C, from a full queue to the devices
     Drain,
+    /// The bridge with `received` and with `written`
+    Proof,
     /// From the intended time of publication to the device, at a fixed rate
     Latency,
     /// User memory of an idle device

@@ -19,6 +19,8 @@ pub(crate) struct Report {
     pub(crate) runs: usize,
     pub(crate) consumer: Vec<ConsumerReport>,
     pub(crate) drain: Vec<CellReport>,
+    /// `received`, held against `written`.
+    pub(crate) proof: Vec<CellReport>,
     pub(crate) latency: Vec<LatencyReport>,
     pub(crate) connect: Vec<ConnectReport>,
     pub(crate) memory: Option<MemoryReport>,
@@ -70,6 +72,11 @@ impl Report {
                 "10,000 devices / 100, to the limit's, prefetch 256",
                 growth(256),
                 Bound::AtLeast(0.9),
+            ),
+            (
+                "received / written, prefetch 256, 1,000 devices",
+                self.proof.first().map(|report| report.ratio.median),
+                Bound::AtLeast(0.6),
             ),
             (
                 "ms until 1,000 are registered",
@@ -176,6 +183,23 @@ impl Report {
             "From a full queue to the devices: rabbitline and the limit, a bridge in C without checks\n\
              (CPU: microseconds a command of the bridge / the broker / the simulated devices)",
             ["prefetch", "devices", "commands/s", "limit/s", "ratio", "CPU", "limit's CPU"],
+            rows.collect(),
+        )?;
+        let rows = self.proof.iter().map(|row| {
+            [
+                row.cell.prefetch.to_string(),
+                row.cell.devices.to_string(),
+                row.rabbitline.rate.to_string(),
+                row.limit.rate.to_string(),
+                format!("{:.2}", row.ratio),
+                format!("{:.1}", row.rabbitline.cpu_us),
+                format!("{:.1}", row.limit.cpu_us),
+            ]
+        });
+        write_table(
+            f,
+            "The same with confirm `received`, held against `written`",
+            ["prefetch", "devices", "received/s", "written/s", "ratio", "CPU", "written's CPU"],
             rows.collect(),
         )
     }

@@ -10,6 +10,7 @@ use lapin::options::{
 };
 use lapin::types::{FieldTable, ShortString};
 use lapin::{BasicProperties, Confirmation};
+use tokio::time::{Instant, timeout_at};
 
 use super::BrokerError;
 use super::connection::Link;
@@ -20,12 +21,14 @@ use crate::settings::Settings;
 /// RabbitMQ's pseudo-queue for replies that need no queue of their own.
 const DIRECT_REPLY_TO: &str = "amq.rabbitmq.reply-to";
 
-/// Publishes `body` as a backend would and waits up to `limit` for its receipt. None if none came.
+/// Publishes `body` as a backend would and gives each of its receipts to `receipt`, until that says
+/// that it waits for no more. False if that was not so within `limit`.
 pub async fn send(
     settings: &Settings,
     body: Vec<u8>,
     limit: Duration,
-) -> Result<Option<Vec<u8>>, BrokerError> {
+    mut receipt: impl FnMut(&[u8]) -> bool,
+) -> Result<bool, BrokerError> {
     let mq = &settings.mq;
     let link = Link::open(mq, "send", metrics::Link::Publisher).await?;
     let channel = link.channel().await?;
@@ -56,10 +59,14 @@ pub async fn send(
     if confirmed != Confirmation::Ack(None) {
         return Err(unpublished(settings, "no queue takes the command"));
     }
-    let receipt = tokio::time::timeout(limit, replies.next()).await.ok().flatten();
-    let receipt = receipt.transpose().map_err(BrokerError::during("waiting for a receipt"))?;
+    let end = Instant::now() + limit;
+    let mut waits = true;
+    while waits && let Ok(Some(reply)) = timeout_at(end, replies.next()).await {
+        let reply = reply.map_err(BrokerError::during("waiting for a receipt"))?;
+        waits = receipt(&reply.data);
+    }
     link.close().await;
-    Ok(receipt.map(|delivery| delivery.data))
+    Ok(!waits)
 }
 
 fn unpublished(settings: &Settings, said: &str) -> BrokerError {

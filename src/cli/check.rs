@@ -4,10 +4,17 @@ use std::process::ExitCode;
 
 use super::EXIT_UNAVAILABLE;
 use crate::broker;
+use crate::device::receipts_supported;
 use crate::settings::Settings;
 
 pub(super) async fn run(settings: Settings) -> ExitCode {
     println!("settings: fine");
+    match receipts_supported() {
+        Ok(()) => println!("devices: this system tells what a device's TCP stack has acknowledged"),
+        Err(error) => println!(
+            "devices: this system does not tell what a device's TCP stack has acknowledged ({error}); a command with confirm `received` is invalid here"
+        ),
+    }
     match broker::check(&settings).await {
         Ok(missing) => {
             missing.iter().for_each(|sentence| println!("broker: {sentence}"));

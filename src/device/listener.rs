@@ -114,7 +114,7 @@ fn admit(identified: Identified, devices: &Arc<Devices>, sessions: &TaskTracker)
     let Identified { address, peer, stream } = identified;
     // Registered first, spawned then: a session that ends at once finds its own entry to remove.
     let session = devices.registry.admit(devices, |epoch| {
-        Session::new(address, epoch, peer, stream, devices.wait_for_greeting)
+        Session::new(address, epoch, peer, stream, devices.rules.wait_for_greeting)
     });
     if let Some(session) = session {
         sessions.spawn(session.serve(Arc::clone(devices)));

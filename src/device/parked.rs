@@ -32,8 +32,8 @@ impl Session {
             shared.lane.first().is_none_or(|(first, begun)| !begun && !first.goes_first());
         if comes_first
             && !shared.hold.greeting
-            && shared.proofs.weight() < devices.tail_max
-            && (!order.wants_answer() || shared.proofs.may_ask(&devices.answer_rule, now))
+            && shared.proofs.weight() < devices.rules.tail_max
+            && (!order.wants_answer() || shared.proofs.may_ask(&devices.rules.answer, now))
         {
             match self.write(&mut shared, &order, 0) {
                 Ok(bytes) if bytes == order.bytes().len() => {

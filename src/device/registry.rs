@@ -13,11 +13,13 @@ use crate::clock::Moment;
 use crate::command::Address;
 use crate::metrics::Metrics;
 use crate::presence::{Change, Presence};
+use crate::trail::{Connection, Trail};
 
 /// The devices that are connected.
 #[derive(Debug)]
 pub struct Registry {
     presence: Arc<Presence>,
+    trail: Arc<Trail>,
     metrics: Metrics,
     /// Held for a lookup or one change, never across an await. Lock order: this, then a session's.
     state: Mutex<State>,
@@ -32,8 +34,8 @@ struct State {
 
 impl Registry {
     /// An empty registry that reports to `presence`.
-    pub(crate) fn new(presence: Arc<Presence>, metrics: Metrics) -> Self {
-        Self { presence, metrics, state: Mutex::default() }
+    pub(crate) fn new(presence: Arc<Presence>, trail: Arc<Trail>, metrics: Metrics) -> Self {
+        Self { presence, trail, metrics, state: Mutex::default() }
     }
 
     /// The session of `address`, if it is connected.
@@ -63,7 +65,7 @@ impl Registry {
         devices.parking.arrived(session.address());
         if let Some(old) = old {
             session.inherit(inherited.unwrap_or_default(), now.mono, devices);
-            self.presence.changed(offline(&old, EndReason::Replaced, now));
+            self.ended(&old, EndReason::Replaced, now);
         }
         self.presence.changed(Change {
             online: true,
@@ -83,9 +85,21 @@ impl Registry {
             .is_some_and(|held| held.epoch() == session.epoch());
         if is_mine {
             state.sessions.remove(session.address());
-            self.presence.changed(offline(session, reason, Moment::now()));
+            self.ended(session, reason, Moment::now());
             self.metrics.devices(state.sessions.len());
         }
+    }
+
+    fn ended(&self, session: &Session, reason: EndReason, now: Moment) {
+        self.presence.changed(offline(session, reason, now));
+        let connection = Connection {
+            epoch: session.epoch(),
+            peer: session.peer(),
+            since_ms: session.snapshot().since_ms,
+            until_ms: now.wall_ms,
+            reason: reason.label(),
+        };
+        self.trail.connection(session.address(), connection);
     }
 
     /// All sessions.

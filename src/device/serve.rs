@@ -53,7 +53,7 @@ impl Session {
     }
 
     async fn run(self: &Arc<Self>, devices: &Devices) -> Result<Infallible, EndReason> {
-        let mut framer = Framer::new(devices.line_max);
+        let mut framer = Framer::new(devices.rules.line_max);
         loop {
             let plan = self.plan(devices)?;
             let ready = tokio::select! {
@@ -91,7 +91,7 @@ impl Session {
             return Err(reason);
         }
         let mut given_up = Vec::new();
-        shared.proofs.expire(&devices.answer_rule, now, &mut given_up);
+        shared.proofs.expire(&devices.rules.answer, now, &mut given_up);
         devices.conclude(given_up);
         let mut interest = Interest::READABLE;
         if self.provable {
@@ -102,12 +102,12 @@ impl Session {
         if shared.is_held(now, devices) {
             shared.lane.restart_clock(now);
             by(shared.lane.next_expiry());
-        } else if let Some(deadline) = shared.lane.deadline(devices.write_timeout) {
+        } else if let Some(deadline) = shared.lane.deadline(devices.rules.write_timeout) {
             if deadline <= now {
                 return Err(EndReason::WriteTimeout);
             }
             by(Some(deadline));
-            if shared.always_writable || shared.proofs.weight() >= devices.tail_max {
+            if shared.always_writable || shared.proofs.weight() >= devices.rules.tail_max {
                 by(Some(now + TRY_AGAIN));
             } else {
                 interest |= Interest::WRITABLE;
@@ -171,7 +171,7 @@ impl Session {
         if shared.lane.is_empty() {
             return Ok(());
         }
-        if shared.proofs.weight() >= devices.tail_max {
+        if shared.proofs.weight() >= devices.rules.tail_max {
             self.ask(shared, devices);
         }
         while shared.end.is_none() {
@@ -180,7 +180,7 @@ impl Session {
                 done.extend(shared.lane.take_expired(now).into_iter().map(expired));
                 break;
             }
-            if shared.proofs.weight() >= devices.tail_max {
+            if shared.proofs.weight() >= devices.rules.tail_max {
                 break;
             }
             let from = match shared.lane.head(now) {
@@ -248,7 +248,7 @@ impl Session {
             let is = if shared.hold.greeting {
                 LineIs::Uplink
             } else {
-                shared.proofs.line(&devices.answer_rule, line, now)
+                shared.proofs.line(&devices.rules.answer, line, now)
             };
             if std::mem::take(&mut shared.hold.greeting) || !matches!(is, LineIs::Uplink) {
                 // What waits in the lane may go on.

@@ -217,7 +217,7 @@ impl Session {
         }
         // Half a line is on the wire: its rest has to follow, room or not.
         if taken == 0 {
-            if shared.lane.len() >= devices.lane_max {
+            if shared.lane.len() >= devices.rules.lane_max {
                 let waiting = shared.lane.len();
                 return Ok(Offer::LaneFull(order, waiting));
             }
@@ -326,8 +326,8 @@ impl Shared {
         self.end.is_none()
             && self.lane.is_empty()
             && !self.hold.any()
-            && self.proofs.weight() < devices.tail_max
-            && (!order.wants_answer() || self.proofs.may_ask(&devices.answer_rule, now))
+            && self.proofs.weight() < devices.rules.tail_max
+            && (!order.wants_answer() || self.proofs.may_ask(&devices.rules.answer, now))
     }
 
     /// Whether what is next in the lane has to wait for something that is not the socket.
@@ -338,7 +338,7 @@ impl Shared {
         }
         self.hold.greeting
             || self.hold.parked && !first.facts.origin.parked
-            || first.wants_answer() && !self.proofs.may_ask(&devices.answer_rule, now)
+            || first.wants_answer() && !self.proofs.may_ask(&devices.rules.answer, now)
     }
 }
 

@@ -1,0 +1,145 @@
+//! What happened to a command, and to a device: `/commands/ID` and `/devices/ADDRESS`.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use serde::{Deserialize, Serialize};
+
+use super::{Device, HttpState, bad_request};
+use crate::clock;
+use crate::command::Address;
+use crate::order::Facts;
+use crate::report::Reporter;
+use crate::trail::Connection;
+
+/// Commands shown of one id: a sender may use it again, and a parked command is taken up twice.
+const OF_AN_ID_MAX: usize = 16;
+/// Commands shown of one device.
+const OF_A_DEVICE_MAX: usize = 32;
+
+/// What is known of an id.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct CommandHistory {
+    /// Each time it was taken up, newest first.
+    pub(crate) commands: Vec<Timeline>,
+}
+
+/// What is known of a device.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct DeviceHistory {
+    pub(crate) address: String,
+    /// Its connection, if it is connected.
+    pub(crate) connected: Option<serde_json::Value>,
+    /// Its past connections, newest first.
+    pub(crate) connections: Vec<Ended>,
+    /// Its last commands, newest first.
+    pub(crate) commands: Vec<Timeline>,
+}
+
+/// A past connection.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Ended {
+    pub(crate) epoch: u64,
+    pub(crate) peer: String,
+    pub(crate) since: String,
+    pub(crate) until: String,
+    pub(crate) reason: String,
+}
+
+/// One command's steps, each with its time, and none for a step not taken.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Timeline {
+    pub(crate) id: String,
+    pub(crate) address: String,
+    /// What the device reads.
+    pub(crate) line: String,
+    pub(crate) confirm: String,
+    pub(crate) if_offline: String,
+    pub(crate) once: bool,
+    /// Whether the broker had delivered it before.
+    pub(crate) redelivered: bool,
+    /// Whether it came from its device's own queue.
+    pub(crate) from_parking: bool,
+    pub(crate) published: Option<String>,
+    pub(crate) taken: String,
+    pub(crate) written: Option<String>,
+    /// When the bridge learned that the device's TCP stack has acknowledged it.
+    pub(crate) acknowledged: Option<String>,
+    pub(crate) answered: Option<String>,
+    pub(crate) outcome: Option<String>,
+    /// When that outcome was known.
+    pub(crate) settled: Option<String>,
+}
+
+pub(super) async fn command(State(state): State<HttpState>, Path(id): Path<String>) -> Response {
+    let is_it = |facts: &Facts| state.reporter.id(&facts.origin) == id;
+    let found = state.trail.commands(is_it, OF_AN_ID_MAX);
+    if found.is_empty() {
+        return not_found(format!("no command `{id}` is remembered\n"));
+    }
+    let commands = found.iter().map(|facts| timeline(facts, &state.reporter)).collect();
+    Json(CommandHistory { commands }).into_response()
+}
+
+pub(super) async fn device(State(state): State<HttpState>, Path(name): Path<String>) -> Response {
+    let address = match Address::parse(&name) {
+        Ok(address) => address,
+        Err(reason) => return bad_request(format!("{reason}\n")),
+    };
+    let session = state.registry.find(&address);
+    let connections: Vec<Ended> =
+        state.trail.connections(&address).into_iter().map(ended).collect();
+    let is_its = |facts: &Facts| facts.command.address == address;
+    let found = state.trail.commands(is_its, OF_A_DEVICE_MAX);
+    if session.is_none() && connections.is_empty() && found.is_empty() {
+        return not_found(format!("no device `{address}` is remembered\n"));
+    }
+    let connected = session.map(|session| Device::of(&session));
+    let connected = connected.and_then(|device| serde_json::to_value(device).ok());
+    let commands = found.iter().map(|facts| timeline(facts, &state.reporter)).collect();
+    let address = address.to_string();
+    Json(DeviceHistory { address, connected, connections, commands }).into_response()
+}
+
+fn not_found(text: String) -> Response {
+    (StatusCode::NOT_FOUND, text).into_response()
+}
+
+fn ended(connection: Connection) -> Ended {
+    Ended {
+        epoch: connection.epoch,
+        peer: connection.peer.to_string(),
+        since: clock::rfc3339(connection.since_ms),
+        until: clock::rfc3339(connection.until_ms),
+        reason: connection.reason.to_owned(),
+    }
+}
+
+fn timeline(facts: &Arc<Facts>, reporter: &Reporter) -> Timeline {
+    let (command, origin, steps) = (&facts.command, &facts.origin, &facts.steps);
+    let step = |at: &AtomicU64| {
+        let at = at.load(Ordering::Relaxed);
+        (at > 0).then(|| clock::rfc3339(at))
+    };
+    Timeline {
+        id: reporter.id(origin),
+        address: command.address.to_string(),
+        line: String::from_utf8_lossy(command.line.bytes()).trim_end().to_owned(),
+        confirm: command.confirm.word().to_owned(),
+        if_offline: command.if_offline.word().to_owned(),
+        once: command.once,
+        redelivered: origin.redelivered,
+        from_parking: origin.parked,
+        published: origin.published_ms.map(clock::rfc3339),
+        taken: clock::rfc3339(origin.arrived.wall_ms),
+        written: step(&steps.written_ms),
+        acknowledged: step(&steps.acknowledged_ms),
+        answered: step(&steps.answered_ms),
+        outcome: steps.outcome().map(|outcome| outcome.label().to_owned()),
+        settled: step(&steps.concluded_ms),
+    }
+}
