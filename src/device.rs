@@ -19,6 +19,7 @@ mod receipt;
 mod registry;
 mod serve;
 mod session;
+mod silence;
 mod sweeper;
 mod tail;
 
@@ -36,6 +37,7 @@ pub(crate) use session::Offer;
 pub use session::{Session, Snapshot};
 pub(crate) use sweeper::Sweeper;
 
+use crate::command::Line;
 use crate::metrics::Metrics;
 use crate::order::Order;
 use crate::parking::Parking;
@@ -70,6 +72,9 @@ pub(crate) struct Rules {
     pub(crate) lane_max: usize,
     pub(crate) tail_max: usize,
     pub(crate) write_timeout: Duration,
+    pub(crate) silence_limit: Option<Duration>,
+    /// What a device that is silent is sent.
+    pub(crate) heartbeat: Option<Line>,
 }
 
 impl Rules {
@@ -85,6 +90,12 @@ impl Rules {
             lane_max: usize::from(device.lane_max.get()),
             tail_max: usize::try_from(device.tail_max.get()).unwrap_or(usize::MAX),
             write_timeout: device.write_timeout,
+            silence_limit: device.silence_limit,
+            // Settings are checked: it is a line.
+            heartbeat: device
+                .heartbeat
+                .as_deref()
+                .and_then(|line| Line::encode(line, device.line_ending, device.line_max.0).ok()),
         }
     }
 }

@@ -23,12 +23,23 @@ const PENDING_MAX: usize = 4;
 /// broker was away are forgotten at once. At about 300 bytes each this bounds memory to 30 MB.
 const ADDRESSES_MAX: usize = 100_000;
 
+/// What changes about a device that stays connected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Update {
+    /// It has sent nothing for longer than `DEVICE_SILENCE_LIMIT`.
+    Silent,
+    /// It was silent and has sent something.
+    Heard,
+}
+
 /// One change of one device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Change {
     pub(crate) address: Address,
     pub(crate) epoch: u64,
     pub(crate) online: bool,
+    /// What changed if it is neither that it came nor that it went.
+    pub(crate) update: Option<Update>,
     pub(crate) at_ms: u64,
     pub(crate) reason: &'static str,
     pub(crate) peer: SocketAddr,
@@ -38,6 +49,8 @@ pub(crate) struct Change {
 struct Event<'a> {
     address: String,
     online: bool,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    silent: bool,
     epoch: u64,
     bridge: &'a str,
     seq: u64,
@@ -73,6 +86,7 @@ impl Presence {
         let event = Event {
             address: change.address.to_string(),
             online: change.online,
+            silent: change.update == Some(Update::Silent),
             epoch: change.epoch,
             bridge: &self.bridge,
             seq,
@@ -115,6 +129,10 @@ impl Board {
         let pending = self.pending.entry(address.clone()).or_default();
         if pending.is_empty() {
             self.order.push_back(address.clone());
+        }
+        // Only the last update counts, and none once the connection has ended.
+        if pending.back().is_some_and(|last| last.update.is_some() && last.epoch == change.epoch) {
+            pending.pop_back();
         }
         let ends_unseen = !change.online
             && pending.back().is_some_and(|last| last.online && last.epoch == change.epoch);
@@ -168,6 +186,7 @@ mod tests {
             address: Address::from(std::net::IpAddr::from([127, 0, 0, device])),
             epoch,
             online,
+            update: None,
             at_ms: 0,
             reason: "closed",
             peer: SocketAddr::from(([127, 0, 0, device], 1)),
@@ -202,6 +221,22 @@ mod tests {
         assert_eq!(events.first(), Some(&(1, false)));
         assert_eq!(events.last(), Some(&(50, true)));
         assert!(events.len() <= PENDING_MAX);
+    }
+
+    #[test]
+    fn only_the_last_update_counts_and_none_behind_the_end() {
+        let mut board = Board::new(10);
+        let update = |update| Change { update: Some(update), ..change(1, 1, true) };
+        board.push(change(1, 1, true));
+        board.push(update(Update::Silent));
+        board.push(update(Update::Heard));
+        board.push(update(Update::Silent));
+        let updates: Vec<_> =
+            std::iter::from_fn(|| board.pop()).map(|(change, _)| change.update).collect();
+        assert_eq!(updates, [None, Some(Update::Silent)]);
+        board.push(update(Update::Heard));
+        board.push(change(1, 1, false));
+        assert_eq!(drain(&mut board), [(1, false)]);
     }
 
     #[test]

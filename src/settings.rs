@@ -17,7 +17,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use value::Field;
 
-use crate::command::Address;
+use crate::command::{Address, Line};
 pub use value::{
     Confirm, IfOffline, LineEnding, LineMax, LogFormat, Pattern, QueueType, Secret, Switch,
 };
@@ -108,6 +108,8 @@ section! {
     answer_pattern: Option<Pattern> = "DEVICE_ANSWER_PATTERN", "", "Regular expression that a device's answer to a command matches; other lines are uplink. Unset: the next line is the answer.";
     answer_id: Option<String> = "DEVICE_ANSWER_ID", "", "Named group of `DEVICE_ANSWER_PATTERN` that holds the id of the command that is answered; then several may be on their way at a time.";
     greeting: Switch = "DEVICE_GREETING", "off", "`on`: a device gets no command before it has sent its first line.";
+    silence_limit: Option<Duration> = "DEVICE_SILENCE_LIMIT", "", "A device that has sent nothing for this long is reported as silent, and as heard when it sends again; unset: never. It stays connected.";
+    heartbeat: Option<String> = "DEVICE_HEARTBEAT", "", "Line sent to a device that has sent nothing for half of `DEVICE_SILENCE_LIMIT`, for devices that answer one.";
     lane_max: NonZeroU16 = "DEVICE_LANE_MAX", "64", "Commands that may wait for one device that does not read; one more is `overloaded`.";
     write_timeout: Duration = "DEVICE_WRITE_TIMEOUT", "10s", "A device whose socket does not take the line at the head of its lane for this long is disconnected.";
     user_timeout: Duration = "DEVICE_USER_TIMEOUT", "35s", "TCP_USER_TIMEOUT: a device that acknowledges no data for this long is gone. At least keepalive idle + interval x count.";
@@ -303,6 +305,15 @@ fn check_together(mq: &Broker, device: &Device, errors: &mut Vec<String>) {
             ));
         }
     }
+    if let Some(line) = &device.heartbeat {
+        if device.silence_limit.is_none() {
+            errors
+                .push("DEVICE_HEARTBEAT: expected DEVICE_SILENCE_LIMIT to be set, too".to_owned());
+        }
+        if let Err(reason) = Line::encode(line, device.line_ending, device.line_max.0) {
+            errors.push(format!("DEVICE_HEARTBEAT: {}", reason.trim_start_matches("cmd: ")));
+        }
+    }
     if device.keepalive_count.get() > 127 {
         errors.push(format!(
             "DEVICE_KEEPALIVE_COUNT: expected 1 to 127, got {}",
@@ -344,6 +355,19 @@ mod tests {
         assert_eq!(settings.device.write_timeout, Duration::from_secs(10));
         assert!(settings.warnings.is_empty());
         assert!(!settings.queue_type_is_set);
+    }
+
+    #[test]
+    fn settings_that_need_each_other_say_so() {
+        let wrong = errors(&[("DEVICE_ANSWER_ID", "id"), ("DEVICE_ANSWER_PATTERN", "^ACK (.*)")]);
+        assert!(
+            wrong[0].starts_with("DEVICE_ANSWER_ID: expected the name of a group"),
+            "{wrong:?}"
+        );
+        let wrong = errors(&[("DEVICE_HEARTBEAT", "PING")]);
+        assert!(wrong[0].contains("DEVICE_SILENCE_LIMIT"), "{wrong:?}");
+        read(&[("DEVICE_ANSWER_ID", "id"), ("DEVICE_ANSWER_PATTERN", r"^ACK (?<id>\S+)")])
+            .expect("they fit");
     }
 
     #[test]

@@ -62,6 +62,10 @@ pub(super) async fn run(settings: Settings, args: Args) -> ExitCode {
 /// `2026-11-21T14:30:00.123Z  online   10.2.0.7  connected`
 fn shown(event: &Value) -> String {
     let text = |name: &str| event[name].as_str().unwrap_or("?").to_owned();
-    let state = if event["online"] == true { "online " } else { "offline" };
+    let state = match (event["online"] == true, event["silent"] == true) {
+        (true, true) => "silent ",
+        (true, false) => "online ",
+        (false, _) => "offline",
+    };
     format!("{}  {state}  {}  {}", text("at"), text("address"), text("reason"))
 }

@@ -12,7 +12,7 @@ use super::{Devices, EndReason};
 use crate::clock::Moment;
 use crate::command::Address;
 use crate::metrics::Metrics;
-use crate::presence::{Change, Presence};
+use crate::presence::{Change, Presence, Update};
 use crate::trail::{Connection, Trail};
 
 /// The devices that are connected.
@@ -90,6 +90,20 @@ impl Registry {
         }
     }
 
+    /// Tells that `session` is silent, or was and is no longer, if it is still the one of its address.
+    pub(super) fn update(&self, session: &Session, update: Update) {
+        let state = self.lock();
+        let held = state.sessions.get(session.address());
+        if held.is_some_and(|held| held.epoch() == session.epoch()) {
+            let reason = match update {
+                Update::Silent => "silent",
+                Update::Heard => "heard",
+            };
+            let change = offline(session, EndReason::Closed, Moment::now());
+            self.presence.changed(Change { online: true, update: Some(update), reason, ..change });
+        }
+    }
+
     fn ended(&self, session: &Session, reason: EndReason, now: Moment) {
         self.presence.changed(offline(session, reason, now));
         let connection = Connection {
@@ -143,6 +157,7 @@ fn offline(session: &Session, reason: EndReason, now: Moment) -> Change {
         address: session.address().clone(),
         epoch: session.epoch(),
         online: false,
+        update: None,
         at_ms: now.wall_ms,
         reason: reason.label(),
         peer: session.peer(),

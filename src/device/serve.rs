@@ -15,10 +15,12 @@ use super::framing::Framer;
 use super::lane::Head;
 use super::receipt;
 use super::session::{Session, Shared};
+use super::silence::{Due, Silence};
 use super::{Devices, EndReason};
 use crate::clock::{self, Moment};
 use crate::command::Outcome;
 use crate::order::Order;
+use crate::presence::Update;
 use crate::report::Fate;
 
 /// Bytes read from a device at a time, on the stack: most lines come in one read.
@@ -54,8 +56,10 @@ impl Session {
 
     async fn run(self: &Arc<Self>, devices: &Devices) -> Result<Infallible, EndReason> {
         let mut framer = Framer::new(devices.rules.line_max);
+        let mut silence = Silence::new(devices.rules.silence_limit, Instant::now());
         loop {
-            let plan = self.plan(devices)?;
+            self.break_silence(&mut silence, devices)?;
+            let plan = self.plan(devices, silence.deadline())?;
             let ready = tokio::select! {
                 biased;
                 () = self.wake.notified() => {
@@ -75,6 +79,9 @@ impl Session {
                 self.flush(devices)?;
             }
             if ready.is_readable() || ready.is_read_closed() || ready.is_error() {
+                if ready.is_readable() && silence.heard(Instant::now()) {
+                    devices.registry.update(self, Update::Heard);
+                }
                 let more = self.read(&mut framer, devices)?;
                 if more {
                     tokio::task::yield_now().await;
@@ -84,7 +91,7 @@ impl Session {
     }
 
     /// Gives up what has run out of time, and says what to wait for.
-    fn plan(&self, devices: &Devices) -> Result<Plan, EndReason> {
+    fn plan(&self, devices: &Devices, look_at: Option<Instant>) -> Result<Plan, EndReason> {
         let now = Instant::now();
         let mut shared = self.lock();
         if let Some(reason) = shared.end {
@@ -97,7 +104,7 @@ impl Session {
         if self.provable {
             interest |= Interest::ERROR;
         }
-        let mut at = shared.proofs.deadline();
+        let mut at = shared.proofs.deadline().into_iter().chain(look_at).min();
         let mut by = |moment: Option<Instant>| at = at.into_iter().chain(moment).min();
         if shared.is_held(now, devices) {
             shared.lane.restart_clock(now);
@@ -114,6 +121,37 @@ impl Session {
             }
         }
         Ok(Plan { interest, at })
+    }
+
+    /// Does what is due about a device that has sent nothing for long.
+    fn break_silence(&self, silence: &mut Silence, devices: &Devices) -> Result<(), EndReason> {
+        match silence.due(Instant::now()) {
+            None => Ok(()),
+            Some(Due::Silent) => {
+                devices.registry.update(self, Update::Silent);
+                Ok(())
+            }
+            Some(Due::Heartbeat) => {
+                let mut shared = self.lock();
+                let Some(line) = &devices.rules.heartbeat else { return Ok(()) };
+                // A device that does not read what it is sent needs no more of it.
+                if !shared.lane.is_empty() || shared.end.is_some() {
+                    return Ok(());
+                }
+                match self.stream.try_write(line.bytes()) {
+                    Ok(taken) => {
+                        shared.proofs.took(taken);
+                        // Nobody finishes it, and half a line would spoil the next.
+                        if taken < line.bytes().len() {
+                            return Err(EndReason::WriteTimeout);
+                        }
+                        Ok(())
+                    }
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
+                    Err(error) => Err(EndReason::from_error(&error)),
+                }
+            }
+        }
     }
 
     /// Takes up what the kernel tells of the device's acknowledgements.
