@@ -1,5 +1,6 @@
 //! What the tests stand on: a real broker node, the real program as a child process, devices that are plain sockets
-//! at a 127.x address of their own, an AMQP client, and one way to wait (`eventually`).
+//! at a 127.x address of their own or behind a link that can go dead (`Site`), an AMQP client, and one way to wait
+//! (`eventually`).
 //!
 //! Blocking calls throughout, so that a test reads from top to bottom; the AMQP client and device fleets run on a
 //! tokio runtime of their own behind them. Every wait has a deadline and names the fact it waits for.
@@ -11,6 +12,7 @@ mod device;
 mod dice;
 mod fleet;
 mod http;
+mod netns;
 mod program;
 mod reaper;
 mod scene;
@@ -25,6 +27,7 @@ pub(crate) use broker::{Broker, free_port};
 pub(crate) use device::Device;
 pub(crate) use dice::Dice;
 pub(crate) use fleet::{Fleet, address};
+pub(crate) use netns::Site;
 pub(crate) use program::{Finished, Program};
 pub(crate) use scene::{Scene, command, reply_to};
 pub(crate) use stall::{STALL_LINE_MAX, stall, stalling_line, stalling_number};

@@ -2,7 +2,8 @@
 //!
 //! Run by `cargo test --test it` (`./dev test` does), not by nextest: nextest gives each test a process of its own, and
 //! each would start a node (four seconds and a hundred megabytes); here most tests share one. A test that kills or
-//! blocks the broker has a node to itself. Needs Debian's `rabbitmq-server`; without it the tests fail and say so.
+//! blocks the broker has a node to itself. Needs Debian's `rabbitmq-server`; the tests of links that go dead need
+//! `iproute2` and root, to make network namespaces. Without them the tests fail and say so.
 //!
 //! A test waits for facts with a deadline, never for time to pass, and uses queues and exchanges of its own.
 
@@ -15,6 +16,7 @@ mod bridge_loss;
 mod broker_loss;
 mod check;
 mod cli;
+mod dead_links;
 mod descriptors;
 mod drain;
 mod explain;

@@ -141,8 +141,9 @@ impl Bridge {
         self.knows(Device::narrow(from, self.device_port))
     }
 
+    /// The device, once the bridge knows it.
     #[track_caller]
-    fn knows(&self, device: Device) -> Device {
+    pub(crate) fn knows(&self, device: Device) -> Device {
         let peer = device.local().to_string();
         eventually("the bridge has registered the device", || {
             let page = self.devices("?limit=1000");

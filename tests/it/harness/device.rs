@@ -2,7 +2,7 @@
 //! one that does not read, one that resets, one that sends half a line.
 
 use std::io::{self, Read as _, Write as _};
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
@@ -22,25 +22,29 @@ enum Got {
 
 impl Device {
     /// Connects from `from` to the bridge's port on loopback.
+    #[track_caller]
     pub(crate) fn connect(from: &str, port: u16) -> Self {
-        Self::try_connect(from, port, None)
-            .unwrap_or_else(|error| panic!("{from} cannot connect: {error}"))
+        Self::connect_to((Ipv4Addr::LOCALHOST, port).into(), from, None)
     }
 
     /// Connects with the smallest receive buffer the kernel grants, so that little fits before the bridge must wait.
+    #[track_caller]
     pub(crate) fn narrow(from: &str, port: u16) -> Self {
-        Self::try_connect(from, port, Some(1))
-            .unwrap_or_else(|error| panic!("{from} cannot connect: {error}"))
+        Self::connect_to((Ipv4Addr::LOCALHOST, port).into(), from, Some(1))
     }
 
-    pub(crate) fn try_connect(
+    /// Connects from `from` to an address of the bridge's that need not be on loopback.
+    #[track_caller]
+    pub(crate) fn connect_to(
+        bridge: SocketAddr,
         from: &str,
-        port: u16,
         receive_buffer: Option<usize>,
-    ) -> io::Result<Self> {
-        let stream: TcpStream = dial(from, port, receive_buffer)?.into();
-        stream.set_nodelay(true)?;
-        Ok(Self { stream, unread: Vec::new() })
+    ) -> Self {
+        let dialled = dial(bridge, from, receive_buffer);
+        let stream: TcpStream =
+            dialled.unwrap_or_else(|error| panic!("{from} cannot connect: {error}")).into();
+        stream.set_nodelay(true).expect("TCP_NODELAY");
+        Self { stream, unread: Vec::new() }
     }
 
     /// The address and port that the bridge sees.
@@ -127,7 +131,11 @@ impl Device {
 }
 
 /// A connection from `from`, whose port does not stand in the way of anybody who listens later.
-pub(crate) fn dial(from: &str, port: u16, receive_buffer: Option<usize>) -> io::Result<Socket> {
+pub(crate) fn dial(
+    bridge: SocketAddr,
+    from: &str,
+    receive_buffer: Option<usize>,
+) -> io::Result<Socket> {
     let from: IpAddr = from.parse().expect("an IP address");
     let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
@@ -135,6 +143,6 @@ pub(crate) fn dial(from: &str, port: u16, receive_buffer: Option<usize>) -> io::
         socket.set_recv_buffer_size(bytes)?;
     }
     socket.bind(&SockAddr::from(SocketAddr::new(from, 0)))?;
-    socket.connect(&SockAddr::from(SocketAddr::from(([127, 0, 0, 1], port))))?;
+    socket.connect(&SockAddr::from(bridge))?;
     Ok(socket)
 }

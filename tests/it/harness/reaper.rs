@@ -1,7 +1,7 @@
 //! Leaves nothing running and nothing lying about, however the test process ends: SIGKILL and Ctrl-C included.
 //!
 //! A small shell reads orders from a pipe. When the pipe closes, which the kernel does for a dead process too, it
-//! kills every process group still watched and removes the directories. Tests also kill what they started in `Drop`;
+//! kills every process group still watched and removes the directories and network interfaces. Tests also kill what they started in `Drop`;
 //! this is for the ends that run no `Drop`, and for the shared broker node, which lives in a static.
 
 use std::io::Write as _;
@@ -12,15 +12,17 @@ use std::sync::{Mutex, OnceLock};
 
 const SCRIPT: &str = r#"
 groups=" " ; newline='
-' ; dirs=""
+' ; dirs="" ; interfaces=""
 while read -r order what; do
     case $order in
         watch) groups="$groups$what " ;;
         forget) groups="${groups%% $what *} ${groups#* $what }" ;;
         remove) dirs="$dirs$what$newline" ;;
+        unplug) interfaces="$interfaces $what" ;;
     esac
 done
 for group in $groups; do kill -s KILL -- "-$group" 2>/dev/null; done
+for interface in $interfaces; do ip link delete "$interface" 2>/dev/null; done
 printf %s "$dirs" | while read -r dir; do rm -rf -- "$dir" || rm -rf -- "$dir"; done
 "#;
 
@@ -37,6 +39,11 @@ pub(crate) fn forget(group: u32) {
 /// The directory is removed when this process ends.
 pub(crate) fn remove(dir: &Path) {
     order(&format!("remove {}", dir.display()));
+}
+
+/// The network interface is removed when this process ends, if it is still there.
+pub(crate) fn unplug(interface: &str) {
+    order(&format!("unplug {interface}"));
 }
 
 fn order(line: &str) {
