@@ -1,6 +1,8 @@
 //! Devices that are gone without a word: no power, out of radio range, a cable cut somewhere. Nothing arrives that says
 //! so, and the bridge must find out by itself, for an idle link and for one with data on its way.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use crate::harness::{Inbox, Program, Scene, Setup, Site, command, eventually, reply_to};
@@ -109,6 +111,22 @@ fn all_devices_of_a_site_that_vanishes_are_found_and_the_others_stay() {
     scene.publish(&command("127.0.0.2", "STILL THERE"));
     assert_eq!(stays.line(), "STILL THERE\r\n");
     assert_eq!(bridge.metric("rabbitline_devices_connected"), 1.0);
+}
+
+#[test]
+fn every_connection_has_the_options_that_find_dead_links_by_default_20s_5s_3_and_35s() {
+    let scene = Scene::new("options");
+    let bridge = scene.setup().start();
+    let device = bridge.device("127.0.0.2");
+
+    let socket = bridge.end_of(&device);
+
+    assert!(socket.keepalive().expect("SO_KEEPALIVE"));
+    assert_eq!(socket.tcp_keepalive_time().expect("TCP_KEEPIDLE"), Duration::from_secs(20));
+    assert_eq!(socket.tcp_keepalive_interval().expect("TCP_KEEPINTVL"), Duration::from_secs(5));
+    assert_eq!(socket.tcp_keepalive_retries().expect("TCP_KEEPCNT"), 3);
+    let user_timeout = socket.tcp_user_timeout().expect("TCP_USER_TIMEOUT");
+    assert_eq!(user_timeout, Some(Duration::from_secs(35)));
 }
 
 #[test]

@@ -2,9 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
+use std::fs;
 use std::net::SocketAddr;
 
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use serde_json::Value;
+use socket2::Socket;
 
 use super::http::{self, Answer};
 use super::program::{Finished, Lines, Program, environment};
@@ -155,6 +158,23 @@ impl Bridge {
             }
         });
         device
+    }
+
+    /// The bridge's own end of a device's connection, to look at; a second handle to it.
+    #[track_caller]
+    pub(crate) fn end_of(&self, device: &Device) -> Socket {
+        let id = self.program.id();
+        let process = i32::try_from(id).ok().and_then(Pid::from_raw).expect("a process id");
+        let process = pidfd_open(process, PidfdFlags::empty()).expect("pidfd_open");
+        let names = fs::read_dir(format!("/proc/{id}/fd")).expect("/proc");
+        let numbers = names.filter_map(|name| name.ok()?.file_name().to_str()?.parse().ok());
+        let mut sockets = numbers.filter_map(|number| {
+            pidfd_getfd(&process, number, PidfdGetfdFlags::empty()).map(Socket::from).ok()
+        });
+        let peer = Some(device.local());
+        sockets
+            .find(|socket| socket.peer_addr().is_ok_and(|address| address.as_socket() == peer))
+            .expect("a socket whose peer is the device")
     }
 
     /// The value of a series as it is written in `/metrics`, labels included; zero while there is no such series.
