@@ -6,6 +6,7 @@
 //! tokio runtime of their own behind them. Every wait has a deadline and names the fact it waits for.
 
 mod amqp;
+mod bad_peers;
 mod bridge;
 mod broker;
 mod device;
@@ -22,6 +23,7 @@ mod stream;
 mod wait;
 
 pub(crate) use amqp::{Amqp, Inbox, Letter, persistent, table};
+pub(crate) use bad_peers::BadPeer;
 pub(crate) use bridge::{Bridge, Setup};
 pub(crate) use broker::{Broker, free_port};
 pub(crate) use device::Device;

@@ -12,6 +12,7 @@
 
 mod harness;
 
+mod bad_peers;
 mod bridge_loss;
 mod broker_loss;
 mod check;
