@@ -13,6 +13,7 @@
 mod harness;
 
 mod bad_peers;
+mod black_hole;
 mod bridge_loss;
 mod broker_loss;
 mod check;
