@@ -126,6 +126,9 @@ impl<'a> Hand<'a> {
             while let Ok(verdict) = self.settled.try_recv() {
                 self.settle(verdict).await?;
             }
+            if self.returned {
+                break;
+            }
             if self.open.len() >= IN_HAND_MAX {
                 self.wait().await?;
                 continue;
