@@ -71,6 +71,9 @@ impl Intake {
     ) -> (Result<Order, Option<Settlement>>, Option<String>) {
         let redelivered = delivered.redelivered;
         let mut message = message(delivered);
+        // It came under the name of its device's queue. Its own is the one the broker, too, gives it
+        // when it passes it on.
+        message.routing_key = self.settings.mq.command_key().into();
         let marks = message.unpark();
         let by = marks.by.clone();
         (self.decode(message, redelivered, Some(marks), settlement), by)

@@ -31,7 +31,7 @@ pub(crate) use dice::Dice;
 pub(crate) use fleet::{Fleet, address};
 pub(crate) use netns::Site;
 pub(crate) use program::{Finished, Program};
-pub(crate) use scene::{Scene, command, reply_to};
+pub(crate) use scene::{Scene, command, park, reply_to};
 pub(crate) use stall::{STALL_LINE_MAX, stall, stalling_line, stalling_number};
 pub(crate) use stream::{Stream, line_of};
 pub(crate) use wait::{eventually, within};

@@ -81,6 +81,22 @@ impl Device {
         std::iter::from_fn(|| self.line_or_end()).collect()
     }
 
+    /// The lines that have come and were not taken yet; waits for nothing.
+    pub(crate) fn so_far(&mut self) -> Vec<String> {
+        self.stream.set_nonblocking(true).expect("O_NONBLOCK");
+        let mut chunk = [0; 65_536];
+        while let Ok(count @ 1..) = self.stream.read(&mut chunk) {
+            self.unread.extend_from_slice(&chunk[..count]);
+        }
+        self.stream.set_nonblocking(false).expect("O_NONBLOCK");
+        let mut lines = Vec::new();
+        while let Some(end) = self.unread.iter().position(|byte| *byte == b'\n') {
+            let line = self.unread.drain(..=end).collect();
+            lines.push(String::from_utf8(line).expect("a line of UTF-8"));
+        }
+        lines
+    }
+
     pub(crate) fn send(&mut self, bytes: &[u8]) {
         self.stream
             .write_all(bytes)

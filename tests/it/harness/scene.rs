@@ -1,5 +1,6 @@
 //! A broker, names of the test's own on it, and a client: what nearly every test begins with.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -50,6 +51,7 @@ impl Scene {
             .set("MQ_EXCHANGE", self.exchange())
             .set("MQ_EVENTS_EXCHANGE", self.events())
             .set("MQ_UNDELIVERED_EXCHANGE", self.undelivered())
+            .set("MQ_PARKED_PREFIX", self.parked())
     }
 
     pub(crate) fn queue(&self) -> String {
@@ -66,6 +68,16 @@ impl Scene {
 
     pub(crate) fn undelivered(&self) -> String {
         format!("{}.undelivered", self.name)
+    }
+
+    /// What the names of the queues for parked commands begin with; the name of the one that marks that there may be such.
+    pub(crate) fn parked(&self) -> String {
+        format!("{}.parked", self.name)
+    }
+
+    /// The queue in which commands wait for one device.
+    pub(crate) fn parked_for(&self, address: &str) -> String {
+        format!("{}.{address}", self.parked())
     }
 
     /// Declares the command queue as a backend that starts before the bridge would.
@@ -100,6 +112,15 @@ impl Scene {
         let receipts = self.receipts();
         self.publish_with(command.to_string().as_bytes(), reply_to(&receipts));
         receipts.next().json()
+    }
+
+    /// Publishes commands that may be parked, named by the numbers in `numbers`.
+    #[track_caller]
+    pub(crate) fn park_numbers(&self, address: &str, numbers: Range<usize>) {
+        let messages = numbers.map(|number| {
+            (park(address, &number.to_string()).to_string().into_bytes(), persistent())
+        });
+        self.amqp.publish_all(&self.exchange(), &self.queue(), messages);
     }
 
     /// Waits until no command is in the queue and none in the bridge's hands.
@@ -152,6 +173,11 @@ impl Scene {
 /// A command to one device.
 pub(crate) fn command(address: &str, cmd: &str) -> Value {
     json!({"address": address, "cmd": cmd})
+}
+
+/// A command that waits in the broker if its device is not connected.
+pub(crate) fn park(address: &str, cmd: &str) -> Value {
+    json!({"address": address, "cmd": cmd, "if_offline": "park"})
 }
 
 /// Properties that ask for a receipt.
