@@ -235,11 +235,6 @@ impl Parking {
         }
     }
 
-    /// Whether the broker may hold something for `address` that this process has not put there.
-    pub(crate) fn may_hold_older(&self, address: &Address) -> bool {
-        self.lock().lots.get(address).is_some_and(|lot| lot.held.is_empty())
-    }
-
     /// Fetching starts anew, on another connection; gives the addresses it was going on for.
     pub(crate) fn restart(&self) -> Vec<Address> {
         let mut state = self.lock();

@@ -12,13 +12,13 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use lapin::Channel;
 use lapin::message::Delivery as Delivered;
-use lapin::options::{BasicAckOptions, BasicGetOptions, QueueDeleteOptions};
+use lapin::options::{BasicAckOptions, BasicGetOptions};
 use tokio::sync::mpsc;
 
 use super::BrokerError;
 use super::connection::Link;
 use super::intake::Intake;
-use super::topology::{self, NOT_FOUND, PRECONDITION_FAILED};
+use super::topology::{self, NOT_FOUND};
 use crate::command::Address;
 use crate::device::Session;
 use crate::router::Routed;
@@ -75,9 +75,6 @@ async fn fetch_for(
 ) -> Result<bool, BrokerError> {
     let devices = &intake.router.devices;
     let queue = intake.settings.mq.parked_queue(address);
-    if devices.parking.may_hold_older(address) && is_none(link, &queue).await? {
-        return Ok(session.finish_parked(devices));
-    }
     let channel = link.channel().await?;
     let fetched = Hand::new(intake, &channel, address).fetch_all(&queue, session).await?;
     // What was not settled goes back to its place, before anyone fetches again. A channel that the
@@ -87,17 +84,6 @@ async fn fetch_for(
         closed.map_err(BrokerError::during("giving parked commands back"))?;
     }
     Ok(fetched)
-}
-
-/// Whether there is no queue for the device, or nothing in it; then it is deleted. The broker calls
-/// that a success where there is none, so that the usual case costs one question and no error.
-async fn is_none(link: &Link, queue: &str) -> Result<bool, BrokerError> {
-    let options = QueueDeleteOptions { if_unused: false, if_empty: true, nowait: false };
-    match link.channel().await?.queue_delete(queue.into(), options).await {
-        Ok(_) => Ok(true),
-        Err(error) if topology::code(&error) == Some(PRECONDITION_FAILED) => Ok(false),
-        Err(error) => Err(BrokerError::during("looking for parked commands")(error)),
-    }
 }
 
 /// One device's parked commands in hand.
