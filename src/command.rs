@@ -217,6 +217,9 @@ impl Outcome {
             Self::Expired | Self::Invalid | Self::Unanswered => Disposition::Undelivered,
             // Parking it would be a second try.
             Self::Uncertain if once => Disposition::Undelivered,
+            // Its device is connected, and commands that came before wait in the lane: parked, it would
+            // overtake them.
+            Self::Overloaded if if_offline == IfOffline::Park => Disposition::Undelivered,
             Self::Offline | Self::Overloaded | Self::Uncertain => match if_offline {
                 IfOffline::Reject => Disposition::Undelivered,
                 IfOffline::Park => Disposition::Park,
