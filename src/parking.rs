@@ -61,6 +61,8 @@ struct Lot {
     held: BTreeMap<u64, Held>,
     /// In the broker since before this process, as far as it is known.
     older: usize,
+    /// Whether something has landed in the broker since it was asked for more.
+    landed: bool,
     fetching: Fetching,
 }
 
@@ -205,6 +207,7 @@ impl Parking {
                 facts: wants_receipt.then(|| Arc::clone(facts)),
             };
             lot.held.insert(facts.origin.number, held);
+            lot.landed = true;
         }
         if connected {
             self.want(&mut state, address);
@@ -311,12 +314,19 @@ impl Parking {
         }
     }
 
-    /// The broker has nothing more for `address`: ends its lot, unless something is on its way
-    /// there. True if it is ended. Called under the lock of the device's session, so that nothing
+    /// The broker is asked for the next one of `address`.
+    pub(crate) fn asking(&self, address: &Address) {
+        if let Some(lot) = self.lock().lots.get_mut(address) {
+            lot.landed = false;
+        }
+    }
+
+    /// The broker had nothing more for `address` when it was asked last: ends its lot, unless
+    /// something is on its way there or has landed since. True if it is ended. Called under the lock of the device's session, so that nothing
     /// comes in between.
     pub(crate) fn finish(&self, address: &Address) -> bool {
         let mut state = self.lock();
-        if state.lots.get(address).is_some_and(|lot| lot.publishing > 0) {
+        if state.lots.get(address).is_some_and(|lot| lot.publishing > 0 || lot.landed) {
             return false;
         }
         if let Some(lot) = state.lots.remove(address) {
@@ -415,7 +425,10 @@ mod tests {
         let place = parking.begin(&facts).expect("room");
         assert!(parking.gates(&device()));
         assert!(!parking.finish(&device()), "one is on its way");
+        parking.asking(&device());
         place.land(false);
+        assert!(!parking.finish(&device()), "it landed after the broker was asked");
+        parking.asking(&device());
         parking.fetched(&device(), Some(facts.origin.number));
         assert!(parking.finish(&device()));
         assert!(!parking.gates(&device()));

@@ -119,6 +119,7 @@ impl<'a> Hand<'a> {
                 self.wait().await?;
                 continue;
             }
+            devices.parking.asking(self.address);
             let got = self.channel.basic_get(queue.into(), BasicGetOptions { no_ack: false }).await;
             match got {
                 Ok(Some(got)) => self.take_up(got.delivery, session),
