@@ -238,7 +238,8 @@ impl Parking {
         }
     }
 
-    /// Fetching starts anew, on another connection; gives the addresses it was going on for.
+    /// Fetching starts anew, on another connection; gives the addresses it was going on for, each to be
+    /// followed by `look_again`.
     pub(crate) fn restart(&self) -> Vec<Address> {
         let mut state = self.lock();
         state.wanted.clear();
@@ -341,12 +342,18 @@ impl Parking {
         true
     }
 
-    /// Fetching for `address` has ended before the broker had nothing more.
-    pub(crate) fn interrupted(&self, address: &Address, connected: bool) {
-        let mut state = self.lock();
-        if let Some(lot) = state.lots.get_mut(address) {
+    /// Fetching for `address` has ended before the broker had nothing more. To be followed by
+    /// `look_again`.
+    pub(crate) fn interrupted(&self, address: &Address) {
+        if let Some(lot) = self.lock().lots.get_mut(address) {
             lot.fetching = Fetching::No;
         }
+    }
+
+    /// Wants what is parked for `address` if its device is connected, which is to be looked up
+    /// after fetching has ended: one that connects later says so itself.
+    pub(crate) fn look_again(&self, address: &Address, connected: bool) {
+        let mut state = self.lock();
         if connected {
             self.want(&mut state, address);
         } else {

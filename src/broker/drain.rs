@@ -34,7 +34,7 @@ const IN_HAND_MAX: usize = 32;
 pub(super) async fn run(link: &Link, intake: &Intake) -> Result<Infallible, BrokerError> {
     let parking = &intake.router.devices.parking;
     for address in parking.restart() {
-        parking.interrupted(&address, is_connected(intake, &address));
+        parking.look_again(&address, is_connected(intake, &address));
     }
     let mut running = FuturesUnordered::new();
     loop {
@@ -61,7 +61,8 @@ async fn fetch(link: &Link, intake: &Intake, address: Address) -> Result<(), Bro
     };
     if !finished {
         devices.parking.until_landed(&address).await;
-        devices.parking.interrupted(&address, is_connected(intake, &address));
+        devices.parking.interrupted(&address);
+        devices.parking.look_again(&address, is_connected(intake, &address));
     }
     Ok(())
 }
