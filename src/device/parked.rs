@@ -35,7 +35,7 @@ impl Session {
             && shared.proofs.weight() < devices.rules.tail_max
             && (!order.wants_answer() || shared.proofs.may_ask(&devices.rules.answer, now))
         {
-            match self.write(&mut shared, &order, 0) {
+            match self.write(&mut shared, &order, 0, devices) {
                 Ok(bytes) if bytes == order.bytes().len() => {
                     return Ok(match self.wrote(&mut shared, order, now, devices) {
                         Some(order) => Offer::Written(order),

@@ -234,7 +234,7 @@ impl Session {
                 Head::Write(from) => from,
             };
             let Some(order) = shared.lane.pop() else { break };
-            match self.write(shared, &order, from) {
+            match self.write(shared, &order, from, devices) {
                 Ok(taken) => {
                     if let Some(order) = shared.lane.wrote(order, from + taken, now) {
                         let order = self.wrote(shared, order, now, devices);

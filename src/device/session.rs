@@ -202,7 +202,7 @@ impl Session {
         }
         let mut taken = 0;
         if shared.is_free(&order, now, devices) {
-            match self.write(&mut shared, &order, 0) {
+            match self.write(&mut shared, &order, 0, devices) {
                 Ok(bytes) if bytes == order.bytes().len() => {
                     return Ok(match self.wrote(&mut shared, order, now, devices) {
                         Some(order) => Offer::Written(order),
@@ -237,6 +237,7 @@ impl Session {
         shared: &mut Shared,
         order: &Order,
         from: usize,
+        devices: &Devices,
     ) -> io::Result<usize> {
         let bytes = order.bytes().get(from..).unwrap_or_default();
         let mark = self.provable && (shared.always_writable || Proofs::needs_mark(order));
@@ -246,6 +247,10 @@ impl Session {
             self.stream.try_write(bytes)?
         };
         shared.proofs.took(taken);
+        if taken > 0 && from + taken < order.bytes().len() {
+            // Should the broker deliver it again, it is not untouched.
+            devices.reporter.begun(&order.facts);
+        }
         Ok(taken)
     }
 
