@@ -267,10 +267,13 @@ impl Session {
             if shared.proofs.in_flight() % ASK_EVERY == ASK_EVERY - 1 {
                 self.ask(shared, devices);
             }
-            devices.sweeper.remember(self, shared);
         } else {
             devices.reporter.begun(&order.facts);
             devices.proving.fetch_add(1, Ordering::Relaxed);
+        }
+        if order.command().confirm != Confirm::Answered {
+            // Marked ones too: the kernel drops what it has to tell when the receive buffer is full.
+            devices.sweeper.remember(self, shared);
         }
         let before = shared.proofs.deadline();
         let written = shared.proofs.wrote(order, now);
