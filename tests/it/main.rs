@@ -35,6 +35,7 @@ mod parking_trouble;
 mod presence;
 mod readme;
 mod receipts;
+mod received;
 mod service;
 mod settings;
 mod silence;

@@ -110,6 +110,13 @@ impl Device {
         });
     }
 
+    /// Sends so small a piece again and again until the bridge's kernel takes no more.
+    pub(crate) fn send_until_full(&mut self, piece: &[u8]) {
+        self.stream.set_nonblocking(true).expect("O_NONBLOCK");
+        while self.stream.write(piece).is_ok() {}
+        self.stream.set_nonblocking(false).expect("O_NONBLOCK");
+    }
+
     /// Breaks the connection with a reset instead of an orderly end.
     pub(crate) fn reset(self) {
         socket2::SockRef::from(&self.stream).set_linger(Some(Duration::ZERO)).expect("SO_LINGER");
