@@ -22,6 +22,7 @@ mod dead_links;
 mod descriptors;
 mod drain;
 mod explain;
+mod greeting;
 mod http;
 mod hundred_thousand;
 mod invalid;
