@@ -12,6 +12,7 @@
 
 mod harness;
 
+mod answered;
 mod bad_peers;
 mod black_hole;
 mod bridge_loss;
