@@ -43,4 +43,5 @@ mod settings;
 mod silence;
 mod tls;
 mod topology;
+mod uncertain;
 mod uplink;
