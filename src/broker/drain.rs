@@ -74,7 +74,6 @@ async fn fetch_for(
     address: &Address,
     session: &Arc<Session>,
 ) -> Result<bool, BrokerError> {
-    let devices = &intake.router.devices;
     let queue = intake.settings.mq.parked_queue(address);
     let channel = link.channel().await?;
     let fetched = Hand::new(intake, &channel, address).fetch_all(&queue, session).await?;
