@@ -181,6 +181,7 @@ fn a_device_that_does_not_read_for_too_long_is_closed_and_its_commands_get_their
     let event = presence.next().json();
     assert_eq!((&event["online"], &event["reason"]), (&json!(false), &json!("write_timeout")));
     assert_eq!(bridge.metric("rabbitline_connections_ended_total{reason=\"write_timeout\"}"), 1.0);
+    scene.until_drained(&bridge);
     let all_settled = || {
         let of = |outcome| bridge.outcomes(outcome);
         (of("written"), of("uncertain"), of("offline"), bridge.metric("rabbitline_unsettled"))
