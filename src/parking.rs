@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -24,14 +24,18 @@ const KNOWN_EMPTY_MAX: usize = 100_000;
 /// and one that is being fetched at that moment is not expired.
 const EXPIRY_MARGIN: Duration = Duration::from_secs(2);
 
+/// Nobody has looked yet.
+const UNKNOWN: u8 = 0;
+const NEVER_USED: u8 = 1;
+const IN_USE: u8 = 2;
+
 /// Where commands are parked and where they are fetched.
 #[derive(Debug)]
 pub(crate) struct Parking {
     device_max: usize,
     total_max: usize,
-    /// Whether anything was ever parked at this broker, as far as it is known. Until then nobody is
-    /// asked about.
-    in_use: AtomicBool,
+    /// Whether anything was ever parked at this broker: one of the constants below.
+    usage: AtomicU8,
     /// How many lots there are, readable without the lock: usually none.
     count: AtomicUsize,
     /// Tells the drainer that there is something to fetch.
@@ -144,7 +148,7 @@ impl Parking {
         Self {
             device_max,
             total_max,
-            in_use: AtomicBool::new(false),
+            usage: AtomicU8::new(UNKNOWN),
             count: AtomicUsize::new(0),
             work: Notify::new(),
             landing: Notify::new(),
@@ -154,7 +158,23 @@ impl Parking {
 
     /// Notes that something was parked at this broker once, perhaps by an earlier bridge.
     pub(crate) fn set_in_use(&self) {
-        self.in_use.store(true, Ordering::Relaxed);
+        self.usage.store(IN_USE, Ordering::Relaxed);
+    }
+
+    /// Notes that nothing was ever parked at this broker, unless it is known that something was.
+    pub(crate) fn set_never_used(&self) {
+        let _known =
+            self.usage.compare_exchange(UNKNOWN, NEVER_USED, Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    /// Whether it is to be found out if anything was ever parked.
+    pub(crate) fn is_unknown(&self) -> bool {
+        self.usage.load(Ordering::Relaxed) == UNKNOWN
+    }
+
+    /// Whether something may have been parked once. If not, nobody is asked about.
+    pub(crate) fn may_be_in_use(&self) -> bool {
+        self.usage.load(Ordering::Relaxed) != NEVER_USED
     }
 
     /// Whether parked commands of `address` go before others. Called for every command.
@@ -171,7 +191,7 @@ impl Parking {
     pub(crate) fn arrived(&self, address: &Address) {
         let mut state = self.lock();
         let may_have = state.lots.contains_key(address)
-            || self.in_use.load(Ordering::Relaxed) && !state.known_empty.contains(address);
+            || self.may_be_in_use() && !state.known_empty.contains(address);
         if may_have {
             self.want(&mut state, address);
         }
@@ -457,6 +477,10 @@ mod tests {
     #[tokio::test]
     async fn a_device_is_asked_about_once_and_only_if_anything_was_ever_parked() {
         let parking = parking(2, 3);
+        parking.arrived(&other().command.address);
+        assert!(parking.gates(&other().command.address), "nobody has looked");
+        assert_eq!(parking.next_wanted().await, other().command.address);
+        parking.set_never_used();
         parking.arrived(&device());
         assert!(!parking.gates(&device()), "nobody parks");
         parking.set_in_use();

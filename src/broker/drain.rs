@@ -12,8 +12,10 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use lapin::Channel;
 use lapin::message::Delivery as Delivered;
-use lapin::options::{BasicAckOptions, BasicGetOptions};
+use lapin::options::{BasicAckOptions, BasicGetOptions, QueueDeclareOptions};
+use lapin::types::FieldTable;
 use tokio::sync::mpsc;
+use tracing::warn;
 
 use super::BrokerError;
 use super::connection::Link;
@@ -33,6 +35,9 @@ const IN_HAND_MAX: usize = 32;
 /// Fetches for as long as the connection lasts.
 pub(super) async fn run(link: &Link, intake: &Intake) -> Result<Infallible, BrokerError> {
     let parking = &intake.router.devices.parking;
+    if parking.is_unknown() {
+        look(link, intake).await?;
+    }
     for address in parking.restart() {
         parking.look_again(&address, is_connected(intake, &address));
     }
@@ -46,6 +51,28 @@ pub(super) async fn run(link: &Link, intake: &Intake) -> Result<Infallible, Brok
             }
         }
     }
+}
+
+/// Looks whether anything was ever parked at this broker. Until then every device that connects may
+/// have something parked, and what is not waits.
+async fn look(link: &Link, intake: &Intake) -> Result<(), BrokerError> {
+    let parking = &intake.router.devices.parking;
+    let marker = intake.settings.mq.parked_prefix.as_str();
+    let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+    let looked =
+        link.channel().await?.queue_declare(marker.into(), options, FieldTable::default()).await;
+    match looked {
+        Ok(_) => parking.set_in_use(),
+        Err(error) => match topology::code(&error) {
+            Some(NOT_FOUND) => parking.set_never_used(),
+            Some(_) => {
+                warn!(queue = marker, %error, "cannot look whether anything was parked; taking it that something was.");
+                parking.set_in_use();
+            }
+            None => return Err(BrokerError::during("looking for parked commands")(error)),
+        },
+    }
+    Ok(())
 }
 
 fn is_connected(intake: &Intake, address: &Address) -> bool {
@@ -74,6 +101,10 @@ async fn fetch_for(
     address: &Address,
     session: &Arc<Session>,
 ) -> Result<bool, BrokerError> {
+    let devices = &intake.router.devices;
+    if !devices.parking.may_be_in_use() {
+        return Ok(session.finish_parked(devices));
+    }
     let queue = intake.settings.mq.parked_queue(address);
     let channel = link.channel().await?;
     let fetched = Hand::new(intake, &channel, address).fetch_all(&queue, session).await?;

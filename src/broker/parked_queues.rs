@@ -17,7 +17,7 @@ use tracing::warn;
 use super::BrokerError;
 use super::connection::Link;
 use super::decode::PARK_TTL_MAX;
-use super::topology::{self, NOT_FOUND, PRECONDITION_FAILED};
+use super::topology::{self, PRECONDITION_FAILED};
 use crate::command::Address;
 use crate::parking::Parking;
 use crate::settings::Settings;
@@ -41,29 +41,10 @@ pub(super) struct ParkedQueues<'a> {
 }
 
 impl<'a> ParkedQueues<'a> {
-    /// Looks whether anything was ever parked at this broker.
-    pub(super) async fn open(
-        link: &'a Link,
-        settings: Arc<Settings>,
-        parking: Arc<Parking>,
-    ) -> Result<Self, BrokerError> {
-        let marker = settings.mq.parked_prefix.clone();
-        let options = QueueDeclareOptions { passive: true, ..durable() };
-        let looked = link
-            .channel()
-            .await?
-            .queue_declare(marker.as_str().into(), options, FieldTable::default())
-            .await;
-        match looked {
-            Ok(_) => parking.set_in_use(),
-            Err(error) if topology::code(&error) == Some(NOT_FOUND) => {}
-            Err(error) => {
-                warn!(queue = marker, %error, "cannot look whether anything was parked; taking it that something was.");
-                parking.set_in_use();
-            }
-        }
+    /// Nothing known.
+    pub(super) fn new(link: &'a Link, settings: Arc<Settings>, parking: Arc<Parking>) -> Self {
         let (declared, marker_is_declared) = (HashMap::new(), false);
-        Ok(Self { link, settings, parking, declared, marker_is_declared })
+        Self { link, settings, parking, declared, marker_is_declared }
     }
 
     /// Sees to it that the queue of `address` exists.

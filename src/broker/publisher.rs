@@ -107,7 +107,7 @@ impl Publisher {
             confirm.map_err(BrokerError::during("asking for publisher confirms"))?;
             let mut queues = {
                 let parking = Arc::clone(&self.devices.parking);
-                ParkedQueues::open(&link, Arc::clone(&self.settings), parking).await?
+                ParkedQueues::new(&link, Arc::clone(&self.settings), parking)
             };
             self.metrics.broker_up(metrics::Link::Publisher, true);
             self.publish(&link, &channel, &mut queues, finish).await
