@@ -29,6 +29,7 @@ mod hundred_thousand;
 mod invalid;
 mod links;
 mod main_path;
+mod once;
 mod order;
 mod outcomes;
 mod presence;

@@ -224,6 +224,34 @@ fn a_device_that_closes_in_an_orderly_way_without_having_read_all_leaves_the_res
 }
 
 #[test]
+fn no_more_is_written_than_the_bridge_may_remember_until_it_is_acknowledged() {
+    const COMMANDS: usize = 20;
+    let scene = Scene::new("tail-max");
+    let setup = patient(&scene).set("MQ_PREFETCH", "64");
+    let bridge = setup.set("DEVICE_TAIL_MAX", "10000").start();
+    let receipts = scene.receipts();
+    let mut device = bridge.narrow_device("127.0.0.2");
+    send(&scene, &receipts, &wide("FIRST"), "written");
+    for number in 0..COMMANDS {
+        publish(&scene, &receipts, &named(&format!("NUMBER {number}")));
+    }
+
+    // There is room in the socket for all of them, and in the memory for a few.
+    bridge.until_metric("rabbitline_unsettled", |unsettled| unsettled >= 15.0);
+    let waiting = bridge.metric("rabbitline_lane_commands");
+    assert!((15.0..20.0).contains(&waiting), "{waiting}");
+
+    assert_eq!(device.line().len(), "FIRST\r\n".len() + WIDE);
+    for number in 0..COMMANDS {
+        assert_eq!(device.line(), format!("NUMBER {number}\r\n"));
+    }
+    for receipt in receipts.take(COMMANDS) {
+        assert_eq!(receipt.json()["outcome"], "written");
+    }
+    bridge.until_metric("rabbitline_unsettled", |unsettled| unsettled == 0.0);
+}
+
+#[test]
 fn a_bridge_that_ends_reports_what_no_device_has_acknowledged_within_its_grace() {
     const GRACE: Duration = Duration::from_secs(4);
     let scene = Scene::new("uncertain-end");

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use lapin::options::{
-    BasicConsumeOptions, BasicPublishOptions, ConfirmSelectOptions, ExchangeDeclareOptions,
-    ExchangeDeleteOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
+    BasicConsumeOptions, BasicPublishOptions, BasicQosOptions, ConfirmSelectOptions,
+    ExchangeDeclareOptions, ExchangeDeleteOptions, QueueBindOptions, QueueDeclareOptions,
+    QueueDeleteOptions,
 };
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{
@@ -189,6 +190,19 @@ impl Amqp {
         })
     }
 
+    /// Stands in the way of everybody else who consumes from a queue, for the next `count` messages.
+    #[track_caller]
+    pub(crate) fn intercept(&self, queue: &str, count: u16) -> Interception {
+        block_on(async {
+            let channel = self.connection.create_channel().await.expect("a channel");
+            channel.basic_qos(count, BasicQosOptions { global: false }).await.expect("basic.qos");
+            let first = table(&[("x-priority", AMQPValue::LongInt(1))]);
+            let options = BasicConsumeOptions::default();
+            let consumer = channel.basic_consume(queue.into(), "".into(), options, first).await;
+            Interception { channel, consumer: consumer.expect("basic.consume"), count }
+        })
+    }
+
     /// Everything that an exchange routes under `key` from now on.
     #[track_caller]
     pub(crate) fn subscribe(&self, exchange: &str, key: &str) -> Inbox {
@@ -203,6 +217,27 @@ impl Amqp {
         let options = QueueDeclareOptions::exclusive();
         let queue = block_on(self.channel.queue_declare("".into(), options, FieldTable::default()));
         queue.expect("queue.declare").name().to_string()
+    }
+}
+
+/// A consumer that is served before all others and acknowledges nothing.
+pub(crate) struct Interception {
+    channel: Channel,
+    consumer: Consumer,
+    count: u16,
+}
+
+impl Interception {
+    /// Waits for all its messages, then gives them back: the broker delivers them again, to others, and says so.
+    #[track_caller]
+    pub(crate) fn give_back(mut self) {
+        block_on(async {
+            for _ in 0..self.count {
+                let next = tokio::time::timeout(DEADLINE, self.consumer.next()).await;
+                next.expect("a message in time").expect("a consumer").expect("a message");
+            }
+            self.channel.close(200, "done".into()).await.expect("channel.close");
+        });
     }
 }
 
