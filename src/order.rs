@@ -33,7 +33,8 @@ pub struct Origin {
     pub(crate) published_ms: Option<u64>,
     /// The id its sender gave it, in the body or as the message's own.
     pub(crate) id: Option<Box<str>>,
-    /// Counts what this bridge took up; makes an id for what came without one.
+    /// Counts what this bridge took up, parked or not; zero for what another bridge parked. Makes an id
+    /// for what came without one.
     pub(crate) number: u64,
     /// Whether the broker has handed it to somebody before.
     pub(crate) redelivered: bool,
@@ -101,6 +102,10 @@ impl Waits for Order {
 
     fn goes_first(&self) -> bool {
         self.facts.origin.parked
+    }
+
+    fn number(&self) -> u64 {
+        self.facts.origin.number
     }
 }
 

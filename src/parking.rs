@@ -54,6 +54,8 @@ struct State {
     total: usize,
     /// Addresses to fetch for, each at most once.
     wanted: VecDeque<Address>,
+    /// Expired in the broker, and their senders are to be told.
+    expired: Vec<Arc<Facts>>,
 }
 
 /// What is known of one device's parked commands.
@@ -297,11 +299,8 @@ impl Parking {
 
     /// Forgets what has expired in the broker; gives what its senders are to be told of.
     pub(crate) fn expire(&self, now: Instant) -> Vec<Arc<Facts>> {
-        if self.count.load(Ordering::Relaxed) == 0 {
-            return Vec::new();
-        }
-        let mut expired = Vec::new();
         let mut state = self.lock();
+        let mut expired = std::mem::take(&mut state.expired);
         let State { lots, total, .. } = &mut *state;
         lots.retain(|_, lot| {
             let before = lot.held.len();
@@ -353,6 +352,7 @@ impl Parking {
         if let Some(lot) = state.lots.remove(address) {
             // What was counted and is not there has expired.
             state.total = state.total.saturating_sub(lot.len());
+            state.expired.extend(lot.held.into_values().filter_map(|held| held.facts));
         }
         if state.known_empty.len() >= KNOWN_EMPTY_MAX {
             state.known_empty = HashSet::new();

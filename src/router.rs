@@ -119,7 +119,10 @@ impl Router {
 
     /// What became of the first try, if this is not it. Gives the order back if it is to be tried.
     fn recall(&self, order: Order) -> Result<Order, Routed> {
-        if !order.facts.origin.redelivered {
+        // A publisher that loses its connection may park a command twice, or park it while the broker
+        // delivers it again; the copies do not say so.
+        let may_be_a_copy = order.facts.origin.parked && order.command().once;
+        if !order.facts.origin.redelivered && !may_be_a_copy {
             return Ok(order);
         }
         match self.devices.reporter.recall(&order.facts) {
@@ -139,7 +142,8 @@ impl Router {
                     Err(order) => try_again(order),
                 }
             }
-            None => try_again(order),
+            None if order.facts.origin.redelivered => try_again(order),
+            None => Ok(order),
         }
     }
 }

@@ -156,6 +156,7 @@ impl<'a> Hand<'a> {
                 Ok(Some(got)) => self.take_up(got.delivery, session),
                 Ok(None) if !self.open.is_empty() => self.wait().await?,
                 Ok(None) if session.finish_parked(devices) => return Ok(true),
+                Ok(None) if session.is_closed() => return Ok(false),
                 Ok(None) => devices.parking.until_landed(self.address).await,
                 Err(error) if topology::code(&error) == Some(NOT_FOUND) => {
                     return Ok(session.finish_parked(devices));
@@ -173,9 +174,9 @@ impl<'a> Hand<'a> {
     fn take_up(&mut self, delivered: Delivered, session: &Arc<Session>) {
         let tag = delivered.delivery_tag;
         let settlement = Settlement::new(tag, self.verdicts.clone(), self.intake.metrics.clone());
-        let (order, parked_by) = self.intake.parked_order(delivered, settlement);
+        let (order, number) = self.intake.parked_order(delivered, settlement);
         let reporter = &self.intake.reporter;
-        self.open.push((tag, parked_by.and_then(|by| reporter.number_parked_by(&by))));
+        self.open.push((tag, number));
         let order = match order {
             Ok(order) => order,
             Err(settlement) => {

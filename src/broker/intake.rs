@@ -48,7 +48,7 @@ impl Intake {
             line_ending: settings.device.line_ending,
             line_max: settings.device.line_max.0,
         };
-        Self { settings, router, reporter, trail, metrics, defaults, numbers: AtomicU64::new(0) }
+        Self { settings, router, reporter, trail, metrics, defaults, numbers: AtomicU64::new(1) }
     }
 
     /// Makes an order of a message from the command queue. If it is no command, that is reported,
@@ -63,27 +63,28 @@ impl Intake {
         self.decode(message, redelivered, None, settlement)
     }
 
-    /// Makes an order of a message that was parked; gives also what it was parked by.
+    /// Makes an order of a message that was parked; gives also the number
+    /// that it had when this process parked it.
     pub(super) fn parked_order(
         &self,
         delivered: Delivered,
         settlement: Settlement,
-    ) -> (Result<Order, Option<Settlement>>, Option<String>) {
+    ) -> (Result<Order, Option<Settlement>>, Option<u64>) {
         let redelivered = delivered.redelivered;
         let mut message = message(delivered);
         // It came under the name of its device's queue. Its own is the one the broker, too, gives it
         // when it passes it on.
         message.routing_key = self.settings.mq.command_key().into();
         let marks = message.unpark();
-        let by = marks.by.clone();
-        (self.decode(message, redelivered, Some(marks), settlement), by)
+        let number = marks.by.as_deref().and_then(|by| self.reporter.number_parked_by(by));
+        (self.decode(message, redelivered, Some((marks, number)), settlement), number)
     }
 
     fn decode(
         &self,
         message: Message,
         redelivered: bool,
-        parked: Option<ParkedMarks>,
+        parked: Option<(ParkedMarks, Option<u64>)>,
         settlement: Settlement,
     ) -> Result<Order, Option<Settlement>> {
         let arrived = Moment::now();
@@ -91,19 +92,25 @@ impl Intake {
         let published_ms = decode::published_ms(&stamps, arrived);
         let decoded = decode::decode(message.body(), &stamps, &self.defaults, arrived);
         let is_parked = parked.is_some();
+        // It keeps its number, which is its place among those that wait; before all that came since if
+        // another process parked it.
+        let number = match &parked {
+            Some((_, number)) => number.unwrap_or(0),
+            None => self.numbers.fetch_add(1, Ordering::Relaxed),
+        };
         let origin = |id: Option<Box<str>>| Origin {
             id: id.or_else(|| message.message_id().map(Into::into)),
             message: Arc::new(message),
             arrived,
             published_ms,
-            number: self.numbers.fetch_add(1, Ordering::Relaxed),
+            number,
             redelivered,
             parked: is_parked,
         };
         match decoded {
             Ok(Decoded { mut command, id }) => {
                 // Its time began before it was parked, and not all messages say when.
-                if let Some(until_ms) = parked.and_then(|marks| marks.until_ms) {
+                if let Some(until_ms) = parked.and_then(|(marks, _)| marks.until_ms) {
                     let left = Duration::from_millis(until_ms.saturating_sub(arrived.wall_ms));
                     command.expires = command.expires.min(arrived.mono + left);
                 }

@@ -18,8 +18,10 @@ pub(crate) trait Waits {
     fn is_wanted(&self) -> bool;
     /// Whether the device is to answer it, so that it may have to wait for the answer to another.
     fn wants_answer(&self) -> bool;
-    /// Whether it goes before those that do not.
+    /// Whether it goes before those that do not and have come later.
     fn goes_first(&self) -> bool;
+    /// Grows with each that comes.
+    fn number(&self) -> u64;
 }
 
 /// The commands that wait for one device.
@@ -93,10 +95,17 @@ impl<T: Waits> Lane<T> {
         self.waiting.push_back(item);
     }
 
-    /// Lets one more wait, before those that do not go first, behind those that do.
+    /// Whether one waits that goes first.
+    pub(crate) fn has_one_that_goes_first(&self) -> bool {
+        self.waiting.iter().any(Waits::goes_first)
+    }
+
+    /// Lets one more wait: behind those that go first and those that came before it, which had no room
+    /// for it; before all others.
     pub(crate) fn push_first(&mut self, item: T, now: Instant) {
         let begun = usize::from(self.written > 0);
-        let before = self.waiting.iter().skip(begun).take_while(|item| item.goes_first()).count();
+        let goes_before = |other: &&T| other.goes_first() || other.number() < item.number();
+        let before = self.waiting.iter().skip(begun).take_while(goes_before).count();
         if begun + before == 0 {
             self.head_since = now;
         }
@@ -223,6 +232,9 @@ mod tests {
         fn goes_first(&self) -> bool {
             self.text.starts_with('!')
         }
+        fn number(&self) -> u64 {
+            self.text.trim_start_matches('!').parse().unwrap_or(0)
+        }
     }
 
     fn item(text: &str, expires: Instant) -> Item {
@@ -266,13 +278,28 @@ mod tests {
         let later = now + Duration::from_secs(9);
         let mut lane = Lane::new(now);
         lane.push(item("abc", later), 1, now);
-        lane.push(item("def", later), 0, now);
+        lane.push(item("9", later), 0, now);
         for text in ["!1", "!2"] {
             lane.push_first(item(text, later), now);
         }
         let mut wire = String::new();
         drain(&mut lane, 100, now, &mut wire);
-        assert_eq!(wire, "bc!1!2def");
+        assert_eq!(wire, "bc!1!29");
+    }
+
+    #[test]
+    fn those_that_had_no_room_stay_behind_those_that_had() {
+        let now = Instant::now();
+        let later = now + Duration::from_secs(9);
+        let mut lane = Lane::new(now);
+        lane.push(item("1", later), 0, now);
+        lane.push(item("4", later), 0, now);
+        for text in ["!2", "!3"] {
+            lane.push_first(item(text, later), now);
+        }
+        let mut wire = String::new();
+        drain(&mut lane, 100, now, &mut wire);
+        assert_eq!(wire, "1!2!34");
     }
 
     #[test]

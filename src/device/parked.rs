@@ -28,8 +28,9 @@ impl Session {
         if order.command().confirm == Confirm::Received && !self.provable {
             return Ok(Offer::Unprovable(order));
         }
-        let comes_first =
-            shared.lane.first().is_none_or(|(first, begun)| !begun && !first.goes_first());
+        let comes_first = shared.lane.first().is_none_or(|(first, begun)| {
+            !begun && !first.goes_first() && first.number() > order.number()
+        });
         if comes_first
             && !shared.hold.greeting
             && shared.proofs.weight() < devices.rules.tail_max
@@ -59,10 +60,11 @@ impl Session {
     }
 
     /// The broker has nothing more that is parked for the device: lets the others go, unless
-    /// something is on its way there. True if it was so.
+    /// something is on its way there, or a newer connection holds them back now, for which is to be
+    /// fetched then. True if it was so.
     pub(crate) fn finish_parked(&self, devices: &Devices) -> bool {
         let mut shared = self.lock();
-        if !devices.parking.finish(&self.address) {
+        if shared.closed || !devices.parking.finish(&self.address) {
             return false;
         }
         if std::mem::take(&mut shared.hold.parked) {
@@ -70,5 +72,10 @@ impl Session {
             self.wake.notify_one();
         }
         true
+    }
+
+    /// Whether nothing is taken up any more.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.lock().closed
     }
 }

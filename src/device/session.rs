@@ -345,7 +345,8 @@ impl Shared {
             return false;
         }
         self.hold.greeting
-            || self.hold.parked && !first.facts.origin.parked
+            // Before a parked one that has been fetched may stand only what came earlier.
+            || self.hold.parked && !self.lane.has_one_that_goes_first()
             || first.wants_answer() && !self.proofs.may_ask(&devices.rules.answer, now)
     }
 }
