@@ -29,6 +29,10 @@ const UNKNOWN: u8 = 0;
 const NEVER_USED: u8 = 1;
 const IN_USE: u8 = 2;
 
+/// How often, at most, the broker is asked how many of an earlier bridge's commands it holds still,
+/// when there is no room: it does not tell when they expire.
+const COUNT_EVERY: Duration = Duration::from_secs(1);
+
 /// Where commands are parked and where they are fetched.
 #[derive(Debug)]
 pub(crate) struct Parking {
@@ -56,6 +60,19 @@ struct State {
     wanted: VecDeque<Address>,
     /// Expired in the broker, and their senders are to be told.
     expired: Vec<Arc<Facts>>,
+    /// Addresses for which the broker is to be asked how many it holds still.
+    uncounted: VecDeque<Address>,
+    /// When they were last chosen.
+    counted: Option<Instant>,
+}
+
+/// What the drainer is to do.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Work {
+    /// Fetch what is parked for this device, which is connected.
+    Fetch(Address),
+    /// Ask how many are parked for this one.
+    Count(Address),
 }
 
 /// What is known of one device's parked commands.
@@ -203,18 +220,34 @@ impl Parking {
     pub(crate) fn begin(self: &Arc<Self>, facts: &Arc<Facts>) -> Result<Place, Full> {
         let address = &facts.command.address;
         let mut state = self.lock();
-        if state.total >= self.total_max {
-            return Err(Full::Total(self.total_max));
-        }
         let lot = state.lots.get(address);
-        if lot.is_some_and(|lot| lot.len() >= self.device_max) {
-            return Err(Full::Device(self.device_max));
+        let full = if state.total >= self.total_max {
+            Some(Full::Total(self.total_max))
+        } else if lot.is_some_and(|lot| lot.len() >= self.device_max) {
+            Some(Full::Device(self.device_max))
+        } else {
+            None
+        };
+        if let Some(full) = full {
+            self.count_again(&mut state, Instant::now());
+            return Err(full);
         }
         state.total += 1;
         state.lots.entry(address.clone()).or_default().publishing += 1;
         state.known_empty.remove(address);
         self.counted(&state);
         Ok(Place { parking: Arc::clone(self), facts: Arc::clone(facts), landed: false })
+    }
+
+    /// Has the broker asked how many it holds of those that this process has not put there.
+    fn count_again(&self, state: &mut State, now: Instant) {
+        if !state.uncounted.is_empty() || state.counted.is_some_and(|at| now < at + COUNT_EVERY) {
+            return;
+        }
+        state.counted = Some(now);
+        let older = state.lots.iter().filter(|(_, lot)| lot.older > 0);
+        state.uncounted = older.map(|(address, _)| address.clone()).collect();
+        self.work.notify_one();
     }
 
     /// One that was on its way is in the broker. `connected` says whether it is wanted at once.
@@ -318,8 +351,8 @@ impl Parking {
         expired
     }
 
-    /// The next address to fetch for, once there is one.
-    pub(crate) async fn next_wanted(&self) -> Address {
+    /// What is to be done next, once there is something.
+    pub(crate) async fn next_work(&self) -> Work {
         loop {
             {
                 let mut state = self.lock();
@@ -327,7 +360,10 @@ impl Parking {
                     if let Some(lot) = state.lots.get_mut(&address) {
                         lot.fetching = Fetching::Running;
                     }
-                    return address;
+                    return Work::Fetch(address);
+                }
+                if let Some(address) = state.uncounted.pop_front() {
+                    return Work::Count(address);
                 }
             }
             self.work.notified().await;
@@ -475,11 +511,24 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn when_there_is_no_room_the_broker_is_asked_what_it_holds_of_an_earlier_bridge() {
+        let parking = parking(2, 9);
+        let first = parking.begin(&parked()).expect("room");
+        parking.counted_at_broker(&device(), 2);
+        assert_eq!(parking.begin(&parked()).err(), Some(Full::Device(2)));
+        assert_eq!(parking.next_work().await, Work::Count(device()));
+        parking.counted_at_broker(&device(), 0);
+        assert!(parking.begin(&parked()).is_ok());
+        drop(first);
+        assert_eq!(parking.total(), 0);
+    }
+
+    #[tokio::test]
     async fn a_device_is_asked_about_once_and_only_if_anything_was_ever_parked() {
         let parking = parking(2, 3);
         parking.arrived(&other().command.address);
         assert!(parking.gates(&other().command.address), "nobody has looked");
-        assert_eq!(parking.next_wanted().await, other().command.address);
+        assert_eq!(parking.next_work().await, Work::Fetch(other().command.address.clone()));
         parking.set_never_used();
         parking.arrived(&device());
         assert!(!parking.gates(&device()), "nobody parks");
@@ -487,7 +536,7 @@ mod tests {
         parking.arrived(&device());
         parking.arrived(&device());
         assert!(parking.gates(&device()));
-        assert_eq!(parking.next_wanted().await, device());
+        assert_eq!(parking.next_work().await, Work::Fetch(device()));
         assert!(parking.lock().wanted.is_empty());
         assert!(parking.finish(&device()));
         parking.arrived(&device());

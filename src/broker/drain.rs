@@ -23,6 +23,7 @@ use super::intake::Intake;
 use super::topology::{self, NOT_FOUND};
 use crate::command::Address;
 use crate::device::Session;
+use crate::parking::Work;
 use crate::router::Routed;
 use crate::settlement::{Settlement, Verdict};
 
@@ -46,8 +47,8 @@ pub(super) async fn run(link: &Link, intake: &Intake) -> Result<Infallible, Brok
         tokio::select! {
             biased;
             Some(done) = running.next(), if !running.is_empty() => done?,
-            address = parking.next_wanted(), if running.len() < DEVICES_AT_A_TIME => {
-                running.push(fetch(link, intake, address));
+            work = parking.next_work(), if running.len() < DEVICES_AT_A_TIME => {
+                running.push(work_on(link, intake, work));
             }
         }
     }
@@ -77,6 +78,34 @@ async fn look(link: &Link, intake: &Intake) -> Result<(), BrokerError> {
 
 fn is_connected(intake: &Intake, address: &Address) -> bool {
     intake.router.devices.registry.find(address).is_some()
+}
+
+async fn work_on(link: &Link, intake: &Intake, work: Work) -> Result<(), BrokerError> {
+    match work {
+        Work::Fetch(address) => fetch(link, intake, address).await,
+        Work::Count(address) => {
+            let queue = intake.settings.mq.parked_queue(&address);
+            if let Some(count) = count(link, &queue).await? {
+                intake.router.devices.parking.counted_at_broker(&address, count);
+            }
+            Ok(())
+        }
+    }
+}
+
+/// How many messages there are in a queue; zero if there is no such queue, and None if the broker
+/// does not say.
+async fn count(link: &Link, queue: &str) -> Result<Option<usize>, BrokerError> {
+    let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+    let channel = link.channel().await?;
+    match channel.queue_declare(queue.into(), options, FieldTable::default()).await {
+        Ok(queue) => Ok(usize::try_from(queue.message_count()).ok()),
+        Err(error) => match topology::code(&error) {
+            Some(NOT_FOUND) => Ok(Some(0)),
+            Some(_) => Ok(None),
+            None => Err(BrokerError::during("counting parked commands")(error)),
+        },
+    }
 }
 
 /// Fetches for one device until the broker has nothing more or the device is gone.
