@@ -1,0 +1,108 @@
+use std::os::unix::ffi::OsStringExt;
+
+use super::*;
+
+fn read(vars: &[(&str, &str)]) -> Result<Settings, SettingsErrors> {
+    Settings::read(vars.iter().map(|(name, value)| (name.into(), value.into())))
+}
+
+fn errors(vars: &[(&str, &str)]) -> Vec<String> {
+    read(vars).expect_err("these settings are wrong").0
+}
+
+#[test]
+fn nothing_set_gives_the_documented_defaults() {
+    let settings = read(&[]).expect("the defaults are valid");
+    assert_eq!(settings.mq.prefetch.get(), 1);
+    assert_eq!(settings.mq.command_key(), "device-commands");
+    assert_eq!(settings.device.write_timeout, Duration::from_secs(10));
+    assert!(settings.warnings.is_empty());
+    assert!(!settings.queue_type_is_set);
+}
+
+#[test]
+fn settings_that_need_each_other_say_so() {
+    let wrong = errors(&[("DEVICE_ANSWER_ID", "id"), ("DEVICE_ANSWER_PATTERN", "^ACK (.*)")]);
+    assert!(wrong[0].starts_with("DEVICE_ANSWER_ID: expected the name of a group"), "{wrong:?}");
+    let wrong = errors(&[("DEVICE_HEARTBEAT", "PING")]);
+    assert!(wrong[0].contains("DEVICE_SILENCE_LIMIT"), "{wrong:?}");
+    read(&[("DEVICE_ANSWER_ID", "id"), ("DEVICE_ANSWER_PATTERN", r"^ACK (?<id>\S+)")])
+        .expect("they fit");
+}
+
+#[test]
+fn all_errors_are_told_at_once_each_with_its_variable() {
+    let errors = errors(&[
+        ("MQ_PORT", "amqp"),
+        ("MQ_PREFETCH", "0"),
+        ("DEVICE_WRITE_TIMEOUT", "10"),
+        ("LOG_FORMAT", "xml"),
+    ]);
+    assert_eq!(errors.len(), 4, "{errors:?}");
+    for name in ["MQ_PORT", "MQ_PREFETCH", "DEVICE_WRITE_TIMEOUT", "LOG_FORMAT"] {
+        assert!(errors.iter().any(|error| error.starts_with(name)), "{name} in {errors:?}");
+    }
+}
+
+#[test]
+fn a_duration_needs_a_unit() {
+    let error = errors(&[("SHUTDOWN_GRACE", "5")]).remove(0);
+    assert!(error.contains("with a unit, as in 10s or 500ms"), "{error}");
+}
+
+#[test]
+fn user_timeout_may_not_undercut_keepalive() {
+    let error = errors(&[("DEVICE_USER_TIMEOUT", "34s")]).remove(0);
+    assert!(error.contains("at least 35s"), "{error}");
+}
+
+#[test]
+fn a_misspelt_name_is_a_warning_with_the_nearest_name() {
+    let settings = read(&[("MQ_PREFETCHS", "5"), ("HTTP_PROXY", "x")]).expect("only a warning");
+    assert_eq!(settings.warnings, ["MQ_PREFETCHS is not a setting; did you mean MQ_PREFETCH?"]);
+}
+
+#[test]
+fn bytes_that_are_not_utf8_matter_only_in_our_own_variables() {
+    let bad = OsString::from_vec(vec![0xff]);
+    let fine = Settings::read([("OTHER".into(), bad.clone())]);
+    assert!(fine.is_ok());
+    let wrong = Settings::read([("MQ_HOST".into(), bad)]).expect_err("MQ_HOST is not text");
+    assert!(wrong.0[0].starts_with("MQ_HOST: expected text"), "{wrong}");
+}
+
+#[test]
+fn a_password_never_shows() {
+    let settings = read(&[("MQ_PASSWORD", "hunter2")]).expect("valid");
+    assert!(!format!("{settings:?}").contains("hunter2"));
+    assert_eq!(settings.mq.password.expose(), "hunter2");
+}
+
+#[test]
+fn the_password_file_loses_its_last_newline_only() {
+    let file = tempfile::NamedTempFile::new().expect("a temporary file");
+    std::fs::write(file.path(), " pass word \n").expect("written");
+    let path = file.path().to_str().expect("a UTF-8 path");
+    let settings = read(&[("MQ_PASSWORD_FILE", path)]).expect("valid");
+    assert_eq!(settings.mq.password.expose(), " pass word ");
+    let both = errors(&[("MQ_PASSWORD_FILE", path), ("MQ_PASSWORD", "x")]);
+    assert!(both[0].contains("got both"), "{both:?}");
+}
+
+#[test]
+fn the_readme_shows_this_table() {
+    let readme = include_str!("../../README.md");
+    for row in table() {
+        let default =
+            if row.default.is_empty() { "–".to_owned() } else { format!("`{}`", row.default) };
+        let line = format!("| `{}` | {default} | {} |", row.name, row.meaning);
+        assert!(readme.contains(&line), "README.md lacks this row of the settings table:\n{line}");
+    }
+    let rows = readme.lines().filter(|line| is_settings_row(line)).count();
+    assert_eq!(rows, table().count(), "README.md has rows of settings that do not exist");
+}
+
+fn is_settings_row(line: &str) -> bool {
+    let name = line.strip_prefix("| `").and_then(|rest| rest.split('`').next()).unwrap_or("");
+    name.contains('_') && name.chars().all(|c| c.is_ascii_uppercase() || c == '_') || name == "LOG"
+}
