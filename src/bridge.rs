@@ -99,7 +99,12 @@ impl Bridge {
         }
         // What is on its way to devices may arrive; else it would be reported as uncertain.
         self.sweeper.abort();
-        Sweeper::until_clean(&self.devices, end - grace / REPORT_SHARE).await;
+        if !Sweeper::until_clean(&self.devices, end - grace / REPORT_SHARE).await {
+            warn!(
+                "some devices have not acknowledged all that was written; those commands are told as uncertain."
+            );
+            clean = false;
+        }
         for session in self.devices.registry.close() {
             session.end(EndReason::Shutdown);
         }

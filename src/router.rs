@@ -9,12 +9,15 @@ use crate::device::{Devices, Offer, Session};
 use crate::ledger::Known;
 use crate::order::Order;
 use crate::report::Fate;
+use crate::settlement::Settlement;
 
 /// Where an order went.
 #[derive(Debug)]
 pub(crate) enum Routed {
     /// To its device's session, which reports it later.
     Waiting,
+    /// Onto the wire, which is reported; it may be settled if its settlement is here.
+    Written(Option<Settlement>),
     /// Nowhere any more: its fate is known.
     Concluded(Order, Fate),
 }
@@ -92,7 +95,7 @@ impl Router {
 
     fn taken(&self, offer: Offer) -> Routed {
         match offer {
-            Offer::Written(order) => Routed::Concluded(order, Fate::delivered(Outcome::Written)),
+            Offer::Written(settlement) => Routed::Written(settlement),
             Offer::Waiting => Routed::Waiting,
             Offer::Park(order) => {
                 refused(order, Outcome::Parked, "commands parked for the device go first")

@@ -177,6 +177,7 @@ impl<'a> Hand<'a> {
                 let now = order.facts.origin.arrived.mono;
                 match intake.router.route(order, now) {
                     Routed::Waiting => None,
+                    Routed::Written(settlement) => settlement,
                     Routed::Concluded(order, fate) => intake.reporter.conclude(order, fate),
                 }
             }

@@ -216,6 +216,7 @@ impl<'a> Hand<'a> {
         let now = order.facts.origin.arrived;
         match self.intake.router.route_parked(order, session, now.mono) {
             Ok(Routed::Waiting) => {}
+            Ok(Routed::Written(settlement)) => settlement.into_iter().for_each(Settlement::settle),
             Ok(Routed::Concluded(order, fate)) => reporter.report(order, fate),
             Err(order) => {
                 self.returned = true;

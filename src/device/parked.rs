@@ -38,10 +38,7 @@ impl Session {
         {
             match self.write(&mut shared, &order, 0, devices) {
                 Ok(bytes) if bytes == order.bytes().len() => {
-                    return Ok(match self.wrote(&mut shared, order, now, devices) {
-                        Some(order) => Offer::Written(order),
-                        None => Offer::Waiting,
-                    });
+                    return Ok(self.wrote(&mut shared, order, now, devices));
                 }
                 Ok(bytes) => shared.lane.begin(order, bytes, now),
                 Err(error) => {

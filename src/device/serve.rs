@@ -14,12 +14,11 @@ use super::answers::LineIs;
 use super::framing::Framer;
 use super::lane::Head;
 use super::receipt;
-use super::session::{Session, Shared};
+use super::session::{Offer, Session, Shared};
 use super::silence::{Due, Silence};
 use super::{Devices, EndReason};
 use crate::clock::{self, Moment};
 use crate::command::Outcome;
-use crate::order::Order;
 use crate::presence::Update;
 use crate::report::Fate;
 
@@ -181,19 +180,14 @@ impl Session {
 
     /// Writes what the socket takes of what waits.
     pub(super) fn flush(self: &Arc<Self>, devices: &Devices) -> Result<(), EndReason> {
-        let mut done: Vec<(Order, Fate)> = Vec::new();
-        let mut unwanted = Vec::new();
-        let (result, left) = {
-            let mut shared = self.lock();
-            let before = shared.lane.len();
-            let result = self.flush_lane(&mut shared, devices, &mut done, &mut unwanted);
-            (result, before - shared.lane.len())
-        };
-        devices.lanes_changed(-i64::try_from(left).unwrap_or(i64::MAX));
-        for (order, fate) in done {
-            devices.reporter.report(order, fate);
+        let mut shared = self.lock();
+        if shared.lane.is_empty() {
+            return Ok(());
         }
-        unwanted.into_iter().for_each(|order| devices.hand_back_untouched(order));
+        let before = shared.lane.len();
+        let result = self.flush_lane(&mut shared, devices);
+        let left = before - shared.lane.len();
+        devices.lanes_changed(-i64::try_from(left).unwrap_or(i64::MAX));
         result
     }
 
@@ -201,21 +195,18 @@ impl Session {
         self: &Arc<Self>,
         shared: &mut Shared,
         devices: &Devices,
-        done: &mut Vec<(Order, Fate)>,
-        unwanted: &mut Vec<Order>,
     ) -> Result<(), EndReason> {
-        const EXPIRED: &str = "its ttl ended while it waited for the device";
-        let expired = |order| (order, Fate::new(Outcome::Expired, EXPIRED));
-        if shared.lane.is_empty() {
-            return Ok(());
-        }
+        let expire = |order| {
+            let fate = Fate::new(Outcome::Expired, "its ttl ended while it waited for the device");
+            devices.reporter.report(order, fate);
+        };
         if shared.proofs.weight() >= devices.rules.tail_max {
             self.ask(shared, devices);
         }
         while shared.end.is_none() {
             let now = Instant::now();
             if shared.is_held(now, devices) {
-                done.extend(shared.lane.take_expired(now).into_iter().map(expired));
+                shared.lane.take_expired(now).into_iter().for_each(expire);
                 break;
             }
             if shared.proofs.weight() >= devices.rules.tail_max {
@@ -224,11 +215,11 @@ impl Session {
             let from = match shared.lane.head(now) {
                 Head::Empty => break,
                 Head::Expired(order) => {
-                    done.push(expired(order));
+                    expire(order);
                     continue;
                 }
                 Head::Unwanted(order) => {
-                    unwanted.push(order);
+                    devices.hand_back_untouched(order);
                     continue;
                 }
                 Head::Write(from) => from,
@@ -236,9 +227,11 @@ impl Session {
             let Some(order) = shared.lane.pop() else { break };
             match self.write(shared, &order, from, devices) {
                 Ok(taken) => {
-                    if let Some(order) = shared.lane.wrote(order, from + taken, now) {
-                        let order = self.wrote(shared, order, now, devices);
-                        done.extend(order.map(|order| (order, Fate::delivered(Outcome::Written))));
+                    if let Some(order) = shared.lane.wrote(order, from + taken, now)
+                        && let Offer::Written(Some(settlement)) =
+                            self.wrote(shared, order, now, devices)
+                    {
+                        settlement.settle();
                     }
                 }
                 Err(error) => {

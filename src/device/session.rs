@@ -21,8 +21,10 @@ use super::lane::{Lane, Waits};
 use super::proofs::Proofs;
 use super::{Devices, EndReason, receipt};
 use crate::clock::Moment;
-use crate::command::{Address, Confirm, IfOffline};
+use crate::command::{Address, Confirm, IfOffline, Outcome};
 use crate::order::Order;
+use crate::report::Fate;
+use crate::settlement::Settlement;
 
 /// Commands written since the kernel was last asked what it knows to be acknowledged: asking costs
 /// as much as a small write, so it is done for some at a time.
@@ -75,8 +77,9 @@ pub(super) struct Hold {
 /// What became of an offer.
 #[derive(Debug)]
 pub(crate) enum Offer {
-    /// The socket took it, and that is all it asks for.
-    Written(Order),
+    /// The socket took it, and that is all it asks for: it is reported, and may be settled if its
+    /// settlement is here.
+    Written(Option<Settlement>),
     /// It waits, for the socket or for its proof; the session reports it.
     Waiting,
     /// Commands that are parked go first, and this one may wait among them.
@@ -204,10 +207,7 @@ impl Session {
         if shared.is_free(&order, now, devices) {
             match self.write(&mut shared, &order, 0, devices) {
                 Ok(bytes) if bytes == order.bytes().len() => {
-                    return Ok(match self.wrote(&mut shared, order, now, devices) {
-                        Some(order) => Offer::Written(order),
-                        None => Offer::Waiting,
-                    });
+                    return Ok(self.wrote(&mut shared, order, now, devices));
                 }
                 Ok(bytes) => taken = bytes,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -254,14 +254,15 @@ impl Session {
         Ok(taken)
     }
 
-    /// The whole line of `order` is written. Gives it back if that is all it asks for.
+    /// The whole line of `order` is written. If that is all it asks for, it is reported before the
+    /// session's lock is released: whoever closes the session then says more of it.
     pub(super) fn wrote(
         self: &Arc<Self>,
         shared: &mut Shared,
         order: Order,
         now: Instant,
         devices: &Devices,
-    ) -> Option<Order> {
+    ) -> Offer {
         self.commands.fetch_add(1, Ordering::Relaxed);
         if !Proofs::needs_mark(&order) && order.command().confirm == Confirm::Written {
             if shared.proofs.in_flight() % ASK_EVERY == ASK_EVERY - 1 {
@@ -281,7 +282,13 @@ impl Session {
         if deadline.is_some() && before.is_none_or(|before| deadline < Some(before)) {
             self.wake.notify_one();
         }
-        written
+        match written {
+            Some(order) => {
+                let fate = Fate::delivered(Outcome::Written);
+                Offer::Written(devices.reporter.conclude(order, fate))
+            }
+            None => Offer::Waiting,
+        }
     }
 
     /// Asks the kernel what the device has acknowledged.

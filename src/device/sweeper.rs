@@ -43,9 +43,16 @@ impl Sweeper {
         }
     }
 
-    /// Waits until devices have acknowledged all that was written to them, at most until `end`.
-    pub(crate) async fn until_clean(devices: &Devices, end: Instant) {
-        while !devices.sweeper.sweep(devices) && Instant::now() < end {
+    /// Waits until devices have acknowledged all that was written to them, at most until `end`. True
+    /// if they have.
+    pub(crate) async fn until_clean(devices: &Devices, end: Instant) -> bool {
+        loop {
+            if devices.sweeper.sweep(devices) {
+                return true;
+            }
+            if Instant::now() >= end {
+                return false;
+            }
             tokio::time::sleep(LAST_SWEEPS_EVERY).await;
         }
     }
