@@ -60,6 +60,7 @@ fn many_acknowledgements_at_once_are_all_taken_up() {
     let scene = Scene::new("received-burst");
     let setup = scene.setup().set("MQ_PREFETCH", COMMANDS.to_string());
     let setup = setup.set("DEVICE_LANE_MAX", COMMANDS.to_string());
+    let setup = setup.set("MQ_STALLED_MAX", COMMANDS.to_string());
     // The socket has room for most of them.
     let setup = setup.set("DEVICE_SEND_BUFFER", (1024 * 1024).to_string());
     let bridge = setup.set("COMMAND_TIMEOUT", "10m").start();
