@@ -32,6 +32,7 @@ mod main_path;
 mod once;
 mod order;
 mod outcomes;
+mod parking;
 mod presence;
 mod readme;
 mod receipts;

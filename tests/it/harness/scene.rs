@@ -123,6 +123,17 @@ impl Scene {
         self.amqp.publish_all(&self.exchange(), &self.queue(), messages);
     }
 
+    /// Waits until so many commands are parked for a device. Before a bridge is killed `until_drained` does not say so:
+    /// what the broker has sent and the bridge has not taken up is neither here nor there.
+    #[track_caller]
+    pub(crate) fn until_parked(&self, address: &str, count: usize) {
+        let queue = self.parked_for(address);
+        eventually("all are parked", || match self.amqp.queue(&queue) {
+            Ok((parked, _)) if parked as usize == count => Ok(()),
+            other => Err(format!("{other:?}")),
+        });
+    }
+
     /// Waits until no command is in the queue and none in the bridge's hands.
     #[track_caller]
     pub(crate) fn until_drained(&self, bridge: &Bridge) {
