@@ -33,6 +33,7 @@ mod once;
 mod order;
 mod outcomes;
 mod parking;
+mod parking_order;
 mod presence;
 mod readme;
 mod receipts;
