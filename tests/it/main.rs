@@ -34,6 +34,7 @@ mod order;
 mod outcomes;
 mod parking;
 mod parking_order;
+mod parking_trouble;
 mod presence;
 mod readme;
 mod receipts;

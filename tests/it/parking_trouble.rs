@@ -1,0 +1,277 @@
+//! What is parked survives the bridge, the broker and the connections between them, and keeps its order.
+
+use std::collections::HashSet;
+
+use serde_json::json;
+
+use crate::harness::{
+    Amqp, Bridge, Device, Fleet, STALL_LINE_MAX, Scene, Setup, Stream, address, command,
+    eventually, free_port, park, persistent, reply_to, stalling_line, stalling_number,
+};
+
+const ADDRESS: &str = "127.0.0.9";
+/// Parked commands of one device that the bridge has in hand at a time, and so the most that come twice.
+const IN_HAND: usize = 32;
+const DEVICES: usize = 10;
+const PREFETCH: usize = 64;
+
+#[test]
+fn a_bridge_that_is_killed_leaves_what_is_parked_to_the_next() {
+    let scene = Scene::new("parked-killed");
+    let setup = midway(&scene);
+    let mut bridge = setup.start();
+    let stream = Stream::publish(&scene, DEVICES, 1_000);
+    scene.until_drained(&bridge);
+    bridge.program.kill();
+
+    let bridge = setup.start();
+    let fleet = Fleet::start(DEVICES, bridge.device_port);
+
+    eventually("every command has arrived", || fleet.has(stream.total()));
+    let arrived = stream.arrived(&fleet);
+    assert_eq!(arrived.missing, Vec::<String>::new());
+    assert!(arrived.duplicates <= PREFETCH, "{} came twice", arrived.duplicates);
+    until_nothing_is_parked(&scene, &bridge);
+}
+
+#[test]
+fn a_bridge_killed_in_the_midst_of_parked_commands_repeats_only_those_in_hand() {
+    let scene = Scene::new("parked-killed-midway");
+    let port = free_port();
+    let setup = midway(&scene).set("DEVICE_LISTEN", format!("127.0.0.1:{port}"));
+    let mut bridge = setup.start();
+    let stream = Stream::publish(&scene, DEVICES, 10_000);
+    scene.until_drained(&bridge);
+
+    let fleet = Fleet::start(DEVICES, port);
+    eventually("a part has arrived", || fleet.has(stream.total() / 20));
+    bridge.program.kill();
+    let before = fleet.distinct();
+    assert!(before < stream.total(), "it was killed too late to show anything");
+    let bridge = setup.start();
+
+    eventually("every command has arrived", || fleet.has(stream.total()));
+    until_nothing_is_parked(&scene, &bridge);
+    let arrived = stream.arrived(&fleet);
+    assert_eq!(arrived.missing, Vec::<String>::new());
+    assert!(arrived.duplicates <= DEVICES * IN_HAND, "{} came twice", arrived.duplicates);
+    assert_eq!(bridge.outcomes("offline") + bridge.outcomes("uncertain"), 0.0);
+}
+
+#[test]
+fn a_bridge_told_to_end_in_the_midst_of_parked_commands_leaves_the_rest_to_the_next() {
+    let scene = Scene::new("parked-terminated");
+    let port = free_port();
+    let setup = midway(&scene).set("DEVICE_LISTEN", format!("127.0.0.1:{port}"));
+    let bridge = setup.start();
+    let stream = Stream::publish(&scene, DEVICES, 10_000);
+    scene.until_drained(&bridge);
+
+    let fleet = Fleet::start(DEVICES, port);
+    eventually("a part has arrived", || fleet.has(stream.total() / 20));
+    let end = bridge.terminate();
+    assert_eq!(end.code, Some(0), "{}", end.stderr);
+    assert!(fleet.distinct() < stream.total(), "it ended too late to show anything");
+    let bridge = setup.start();
+
+    eventually("every command has arrived", || fleet.has(stream.total()));
+    until_nothing_is_parked(&scene, &bridge);
+    let arrived = stream.arrived(&fleet);
+    assert_eq!(arrived.missing, Vec::<String>::new());
+    assert!(arrived.duplicates <= DEVICES * IN_HAND, "{} came twice", arrived.duplicates);
+}
+
+#[test]
+fn a_broker_that_crashes_and_returns_has_what_was_parked() {
+    let mut scene = Scene::alone("parked-broker-crash");
+    scene.declare();
+    let bridge = midway(&scene).start();
+    let stream = Stream::publish(&scene, DEVICES, 500);
+    scene.until_drained(&bridge);
+    scene.broker.sync();
+
+    scene.broker.kill();
+    bridge.until_not_ready();
+    let fleet = Fleet::start(DEVICES, bridge.device_port);
+    bridge.until_metric("rabbitline_devices_connected", |count| count == DEVICES as f64);
+    scene.restart_broker();
+
+    eventually("every command has arrived", || fleet.has(stream.total()));
+    until_nothing_is_parked(&scene, &bridge);
+    let arrived = stream.arrived(&fleet);
+    assert_eq!(arrived.missing, Vec::<String>::new());
+    // The broker may have forgotten that they were acknowledged in the command queue, and then they are new as well.
+    assert!(arrived.duplicates <= stream.total(), "{} came twice", arrived.duplicates);
+    assert_eq!(fleet.connections(), DEVICES, "no device was cut off");
+}
+
+#[test]
+fn connections_cut_in_the_midst_of_parked_commands_cost_only_repeats_of_those_in_hand() {
+    let mut scene = Scene::alone("parked-cut");
+    scene.declare();
+    let bridge = midway(&scene).start();
+    let stream = Stream::publish(&scene, DEVICES, 10_000);
+    scene.until_drained(&bridge);
+
+    let fleet = Fleet::start(DEVICES, bridge.device_port);
+    eventually("a part has arrived", || fleet.has(stream.total() / 20));
+    // The bridge stands still while the operator's tool starts, so that the cut comes in the midst of the commands.
+    bridge.program.signal("STOP");
+    scene.broker.ctl(&["close_all_connections", "a test of the operator's hand"]);
+    assert!(fleet.distinct() < stream.total(), "they were cut too late to show anything");
+    bridge.program.signal("CONT");
+    scene.amqp = Amqp::connect(scene.broker.port());
+
+    eventually("every command has arrived", || fleet.has(stream.total()));
+    until_nothing_is_parked(&scene, &bridge);
+    let arrived = stream.arrived(&fleet);
+    assert_eq!(arrived.missing, Vec::<String>::new());
+    assert!(arrived.duplicates <= DEVICES * IN_HAND, "{} came twice", arrived.duplicates);
+    assert_eq!(fleet.connections(), DEVICES, "no device was cut off");
+}
+
+#[test]
+fn a_parked_command_that_says_once_is_written_once_though_its_link_breaks() {
+    let scene = Scene::new("parked-once");
+    let bridge = scene.setup().start();
+    let undelivered = scene.undelivered_inbox();
+    let receipts = scene.receipts();
+    for cmd in ["FIRST", "SECOND"] {
+        let command = json!({
+            "address": ADDRESS, "cmd": cmd, "if_offline": "park", "once": true, "confirm": "answered",
+        });
+        let properties = reply_to(&receipts).with_correlation_id(cmd.into());
+        scene.publish_with(command.to_string().as_bytes(), properties);
+        assert_eq!(receipts.next().json()["outcome"], "parked");
+    }
+    let mut device = bridge.device(ADDRESS);
+    assert_eq!(device.line(), "FIRST\r\n");
+
+    device.reset();
+
+    let letter = undelivered.next();
+    assert_eq!(
+        (letter.header("x-outcome"), &letter.json()["cmd"]),
+        ("uncertain".into(), &json!("FIRST"))
+    );
+    let receipt = receipts.next();
+    assert_eq!(receipt.json()["outcome"], "uncertain");
+    assert_eq!(receipt.correlation_id(), Some("FIRST"));
+    let mut device = bridge.device(ADDRESS);
+    assert_eq!(device.line(), "SECOND\r\n", "the first is not written again");
+    device.send(b"DONE\n");
+    assert_eq!(receipts.next().json()["outcome"], "answered");
+    until_nothing_is_parked(&scene, &bridge);
+}
+
+#[test]
+fn a_parked_command_that_says_once_is_written_once_though_the_broker_is_lost() {
+    let mut scene = Scene::alone("parked-once-cut");
+    let bridge = scene
+        .setup()
+        .set("DEVICE_LINE_MAX", STALL_LINE_MAX)
+        .set("DEVICE_WRITE_TIMEOUT", "10m")
+        .start();
+    const COMMANDS: usize = 60;
+    for number in 0..COMMANDS {
+        scene.publish(&json!({
+            "address": ADDRESS, "cmd": stalling_line(number), "if_offline": "park", "once": true,
+            "id": number.to_string(),
+        }));
+    }
+    scene.until_drained(&bridge);
+    let mut device = bridge.narrow_device(ADDRESS);
+    // One is written in part, and others wait behind it.
+    bridge.until_metric("rabbitline_lane_commands", |waiting| waiting >= 2.0);
+
+    scene.broker.ctl(&["close_all_connections", "a test of the operator's hand"]);
+    bridge.until_metric("rabbitline_lane_commands", |waiting| waiting >= 2.0);
+    scene.amqp = Amqp::connect(scene.broker.port());
+
+    scene.publish(&command(ADDRESS, "END"));
+    let mut numbers = Vec::new();
+    loop {
+        let line = device.line();
+        if line == "END\r\n" {
+            break;
+        }
+        numbers.push(stalling_number(line.as_bytes()));
+    }
+    assert_eq!(numbers, (0..COMMANDS).collect::<Vec<_>>(), "each once");
+    until_nothing_is_parked(&scene, &bridge);
+}
+
+#[test]
+fn commands_parked_by_an_earlier_bridge_go_before_new_ones() {
+    const PARKED: usize = 200;
+    let scene = Scene::new("parked-earlier");
+    let bridge = midway(&scene).start();
+    scene.park_numbers(ADDRESS, 0..PARKED);
+    scene.until_parked(ADDRESS, PARKED);
+    // Not killed: none may be delivered again.
+    assert_eq!(bridge.terminate().code, Some(0));
+    let bridge = midway(&scene).start();
+
+    let mut device = Device::connect(ADDRESS, bridge.device_port);
+    let new = (PARKED..2 * PARKED).map(|number| {
+        let if_offline = if number % 2 == 0 { "reject" } else { "park" };
+        let body = json!({"address": ADDRESS, "cmd": number.to_string(), "if_offline": if_offline});
+        (body.to_string().into_bytes(), persistent())
+    });
+    bridge.until_metric("rabbitline_devices_connected", |count| count == 1.0);
+    scene.amqp.publish_all(&scene.exchange(), &scene.queue(), new);
+
+    for number in 0..2 * PARKED {
+        assert_eq!(device.line(), format!("{number}\r\n"));
+    }
+    until_nothing_is_parked(&scene, &bridge);
+}
+
+#[test]
+fn a_command_parked_by_an_earlier_bridge_expires_in_the_broker_all_the_same() {
+    let scene = Scene::new("parked-orphan");
+    let mut bridge = scene.setup().start();
+    let undelivered = scene.undelivered_inbox();
+    let late = json!({"address": ADDRESS, "cmd": "LATE", "if_offline": "park", "ttl_ms": 3_000});
+    scene.publish(&late);
+    scene.publish(&park(ADDRESS, "ON TIME"));
+    scene.until_parked(ADDRESS, 2);
+    bridge.program.kill();
+
+    let letter = undelivered.next();
+    assert_eq!((letter.header("x-outcome"), letter.json()), ("expired".into(), late));
+    let bridge = scene.setup().start();
+    let mut device = bridge.device(ADDRESS);
+    assert_eq!(device.line(), "ON TIME\r\n");
+    until_nothing_is_parked(&scene, &bridge);
+}
+
+/// A bridge that parks what says nothing of it.
+fn midway(scene: &Scene) -> Setup {
+    scene
+        .setup()
+        .set("COMMAND_IF_OFFLINE", "park")
+        .set("COMMAND_PARKED_MAX", "10000")
+        .set("MQ_PREFETCH", PREFETCH.to_string())
+        .set("MQ_STALLED_MAX", "2000")
+        .set("DEVICE_LANE_MAX", "2000")
+}
+
+/// Waits until all commands have their fate, and looks into every queue for parked ones.
+#[track_caller]
+fn until_nothing_is_parked(scene: &Scene, bridge: &Bridge) {
+    scene.until_drained(bridge);
+    bridge.until_metric("rabbitline_parked_commands", |parked| parked == 0.0);
+    let addresses: HashSet<String> =
+        (0..DEVICES).map(address).chain([ADDRESS.to_owned()]).collect();
+    for address in addresses {
+        let queue = scene.parked_for(&address);
+        eventually(&format!("nothing is left in {queue}"), || match scene.amqp.queue(&queue) {
+            Ok((0, _)) => Ok(()),
+            Ok((left, _)) => Err(format!("{left} are left")),
+            // None was parked for this one.
+            Err(_) => Ok(()),
+        });
+    }
+    assert_eq!(bridge.metric("rabbitline_settlements_forgotten_total"), 0.0);
+}
