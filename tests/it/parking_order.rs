@@ -321,9 +321,12 @@ fn roomy(scene: &Scene) -> Setup {
         .set("DEVICE_LANE_MAX", "2000")
 }
 
-/// The same for large commands.
+/// The same for large commands, and for a device that takes none for as long as the test needs.
 fn slow(scene: &Scene) -> Setup {
-    roomy(scene).set("DEVICE_LINE_MAX", STALL_LINE_MAX).set("DEVICE_WRITE_TIMEOUT", "10m")
+    roomy(scene)
+        .set("DEVICE_LINE_MAX", STALL_LINE_MAX)
+        .set("DEVICE_WRITE_TIMEOUT", "10m")
+        .set("DEVICE_USER_TIMEOUT", "10m")
 }
 
 /// Breaks the connection, and gives the lines that came before. The bridge stands still meanwhile: what comes between

@@ -171,6 +171,7 @@ fn a_parked_command_that_says_once_is_written_once_though_the_broker_is_lost() {
         .setup()
         .set("DEVICE_LINE_MAX", STALL_LINE_MAX)
         .set("DEVICE_WRITE_TIMEOUT", "10m")
+        .set("DEVICE_USER_TIMEOUT", "10m")
         .start();
     const COMMANDS: usize = 60;
     for number in 0..COMMANDS {
