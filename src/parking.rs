@@ -388,7 +388,9 @@ impl Parking {
         if let Some(lot) = state.lots.remove(address) {
             // What was counted and is not there has expired.
             state.total = state.total.saturating_sub(lot.len());
-            state.expired.extend(lot.held.into_values().filter_map(|held| held.facts));
+            let now = Instant::now();
+            let expired = lot.held.into_values().filter(|held| held.expires <= now);
+            state.expired.extend(expired.filter_map(|held| held.facts));
         }
         if state.known_empty.len() >= KNOWN_EMPTY_MAX {
             state.known_empty = HashSet::new();

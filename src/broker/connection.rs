@@ -24,6 +24,8 @@ use crate::settings::Broker;
 
 /// A close that the broker does not answer is cut off after this: the connection is of no use then.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How often a connection is looked at whose end may not have been told.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Data the broker does not acknowledge for this long ends the connection, as an AMQP heartbeat
 /// would with the default of 10 s.
 const USER_TIMEOUT: Duration = Duration::from_secs(20);
@@ -82,6 +84,21 @@ impl Link {
     /// What happens to the connection as a whole.
     pub(super) fn events(&self) -> impl Stream<Item = Event> + Send + Unpin + 'static {
         Box::pin(self.connection.events_listener()).fuse()
+    }
+
+    /// Ends once the connection has, however that came about. lapin leaves calls without an answer when
+    /// the connection is lost at the wrong moment: whoever makes one waits for this as well.
+    pub(super) async fn lost(&self) -> BrokerError {
+        let mut events = self.events();
+        while self.connection.status().connected() {
+            // What happened before is not told, so it is also looked at now and then.
+            let told = timeout(LOOK_EVERY, events.next()).await;
+            if matches!(told, Ok(None)) {
+                break;
+            }
+        }
+        let ended = io::Error::from(io::ErrorKind::ConnectionAborted);
+        BrokerError::during("waiting for the broker")(ended.into())
     }
 
     /// Closes it in good order, or cuts it off if the broker does not answer.

@@ -74,6 +74,7 @@ impl Consumer {
         let result = tokio::select! {
             () = give_up.cancelled() => Ok(()),
             result = self.consume(&link, drain) => result,
+            error = link.lost() => Err(error),
             result = drain::run(&link, &self.intake) => match result {
                 Ok(never) => match never {},
                 Err(error) => Err(error),

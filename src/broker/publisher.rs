@@ -100,23 +100,32 @@ impl Publisher {
 
     async fn attempt(&mut self, finish: &CancellationToken) -> Result<(), BrokerError> {
         let link = Link::open(&self.settings.mq, &self.bridge, metrics::Link::Publisher).await?;
-        let result = async {
-            topology::prepare_publisher(&link, &self.settings).await?;
-            let channel = link.channel().await?;
-            let confirm = channel.confirm_select(ConfirmSelectOptions { nowait: false }).await;
-            confirm.map_err(BrokerError::during("asking for publisher confirms"))?;
-            let mut queues = {
-                let parking = Arc::clone(&self.devices.parking);
-                ParkedQueues::new(&link, Arc::clone(&self.settings), parking)
-            };
-            self.metrics.broker_up(metrics::Link::Publisher, true);
-            self.publish(&link, &channel, &mut queues, finish).await
+        let prepared = tokio::select! {
+            prepared = self.prepare(&link) => prepared,
+            error = link.lost() => Err(error),
         };
-        let result = result.await;
+        let result = match prepared {
+            Ok(channel) => {
+                let parking = Arc::clone(&self.devices.parking);
+                let mut queues = ParkedQueues::new(&link, Arc::clone(&self.settings), parking);
+                self.metrics.broker_up(metrics::Link::Publisher, true);
+                self.publish(&link, &channel, &mut queues, finish).await
+            }
+            Err(error) => Err(error),
+        };
         self.metrics.broker_up(metrics::Link::Publisher, false);
         self.metrics.broker_blocked(false);
         link.close().await;
         result
+    }
+
+    /// A channel that confirms, once what is published to is there.
+    async fn prepare(&self, link: &Link) -> Result<Channel, BrokerError> {
+        topology::prepare_publisher(link, &self.settings).await?;
+        let channel = link.channel().await?;
+        let confirm = channel.confirm_select(ConfirmSelectOptions { nowait: false }).await;
+        confirm.map_err(BrokerError::during("asking for publisher confirms"))?;
+        Ok(channel)
     }
 
     /// Publishes on one channel until `finish` and all is confirmed, or the channel is lost.
@@ -138,7 +147,10 @@ impl Publisher {
                 && let Some(item) = self.next()
             {
                 if let Some(place) = &item.parked {
-                    begun = queues.ensure(&place.facts().command.address).await;
+                    begun = tokio::select! {
+                        begun = queues.ensure(&place.facts().command.address) => begun,
+                        error = link.lost() => Err(error),
+                    };
                 }
                 confirms.push_back(begin(channel, &item).await);
                 waiting.push_back(item);
