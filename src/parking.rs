@@ -180,10 +180,16 @@ impl Parking {
         self.usage.store(IN_USE, Ordering::Relaxed);
     }
 
-    /// Notes that nothing was ever parked at this broker, unless it is known that something was.
+    /// Notes that nothing was ever parked at this broker, unless it is known that something was. Then
+    /// nothing waits for devices that have connected meanwhile.
     pub(crate) fn set_never_used(&self) {
-        let _known =
+        let mut state = self.lock();
+        let was_unknown =
             self.usage.compare_exchange(UNKNOWN, NEVER_USED, Ordering::Relaxed, Ordering::Relaxed);
+        if was_unknown.is_ok() {
+            state.lots.retain(|_, lot| lot.len() > 0);
+            self.counted(&state);
+        }
     }
 
     /// Whether it is to be found out if anything was ever parked.

@@ -89,6 +89,7 @@ impl Consumer {
     async fn consume(&self, link: &Link, drain: &CancellationToken) -> Result<(), BrokerError> {
         let settings = &self.intake.settings;
         topology::prepare_consumer(link, settings).await?;
+        drain::look(link, &self.intake).await?;
         let mut hand = Hand::start(self, link.channel().await?).await?;
         self.up(true);
         info!(queue = settings.mq.queue, prefetch = hand.prefetch, "consuming commands");

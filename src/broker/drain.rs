@@ -36,9 +36,6 @@ const IN_HAND_MAX: usize = 32;
 /// Fetches for as long as the connection lasts.
 pub(super) async fn run(link: &Link, intake: &Intake) -> Result<Infallible, BrokerError> {
     let parking = &intake.router.devices.parking;
-    if parking.is_unknown() {
-        look(link, intake).await?;
-    }
     for address in parking.restart() {
         parking.look_again(&address, is_connected(intake, &address));
     }
@@ -54,10 +51,13 @@ pub(super) async fn run(link: &Link, intake: &Intake) -> Result<Infallible, Brok
     }
 }
 
-/// Looks whether anything was ever parked at this broker. Until then every device that connects may
-/// have something parked, and what is not waits.
-async fn look(link: &Link, intake: &Intake) -> Result<(), BrokerError> {
+/// Looks whether anything was ever parked at this broker, if that is not known. Until then every
+/// device that connects may have something parked; so this comes before the first command.
+pub(super) async fn look(link: &Link, intake: &Intake) -> Result<(), BrokerError> {
     let parking = &intake.router.devices.parking;
+    if !parking.is_unknown() {
+        return Ok(());
+    }
     let marker = intake.settings.mq.parked_prefix.as_str();
     let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
     let looked =
