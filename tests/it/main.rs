@@ -29,6 +29,7 @@ mod hundred_thousand;
 mod invalid;
 mod links;
 mod main_path;
+mod model;
 mod once;
 mod order;
 mod outcomes;
