@@ -7,11 +7,17 @@ use std::collections::BTreeMap;
 use serde_json::json;
 
 use crate::harness::{
-    BadPeer, Bridge, Device, Inbox, STALL_LINE_MAX, Scene, eventually, reply_to, stalling_line,
+    BadPeer, Bridge, Device, Inbox, STALL_LINE_MAX, Scene, Setup, eventually, reply_to,
+    stalling_line,
 };
 
 const BAD: &str = "127.0.0.2";
 const FAST: &str = "127.0.0.3";
+
+/// A bridge that waits for a proof for as long as the connection lasts.
+fn patient(scene: &Scene) -> Setup {
+    scene.setup().set("COMMAND_TIMEOUT", "10m")
+}
 
 /// How many commands for the bad device come before each for the fast one.
 const BURST: usize = 8;
@@ -84,7 +90,10 @@ impl<'a> Pair<'a> {
         assert!(of_fast.iter().all(|fate| is_delivered(fate)), "{of_fast:?}");
         let of_bad = fates(BAD, self.for_bad);
         let undelivered = of_bad.iter().filter(|fate| !is_delivered(fate)).count();
-        assert_eq!(self.scene.amqp.depth(&self.scene.undelivered()) as usize, undelivered);
+        eventually("what was not delivered is in the undelivered queue", || {
+            let depth = self.scene.amqp.depth(&self.scene.undelivered()) as usize;
+            if depth == undelivered { Ok(()) } else { Err(format!("{depth} of {undelivered}")) }
+        });
         (read, of_bad)
     }
 }
@@ -173,7 +182,7 @@ fn read_only_what_was_written(numbers: &[usize], fates: &[String]) {
 #[test]
 fn a_device_that_reads_a_byte_a_second_is_disconnected_and_no_command_is_lost() {
     let scene = Scene::new("byte-a-second");
-    let bridge = scene.setup().set("DEVICE_WRITE_TIMEOUT", "2s").start();
+    let bridge = patient(&scene).set("DEVICE_WRITE_TIMEOUT", "2s").start();
     let presence = scene.presence();
     let mut pair = Pair::new(&scene, &bridge);
     let slow = BadPeer::reads_a_byte_a_second(BAD, bridge.device_port);
@@ -203,7 +212,7 @@ fn a_device_that_reads_a_byte_a_second_is_disconnected_and_no_command_is_lost() 
 fn a_device_that_resets_in_the_middle_of_lines_loses_no_command_without_a_word() {
     const RESETS: usize = 50;
     let scene = Scene::new("resets-mid-line");
-    let setup = scene.setup().set("DEVICE_LINE_MAX", STALL_LINE_MAX);
+    let setup = patient(&scene).set("DEVICE_LINE_MAX", STALL_LINE_MAX);
     let bridge = setup.set("MQ_PREFETCH", "64").start();
     let mut pair = Pair::new(&scene, &bridge);
     let resetting = BadPeer::resets_mid_line(BAD, bridge.device_port);
@@ -220,7 +229,7 @@ fn a_device_that_resets_in_the_middle_of_lines_loses_no_command_without_a_word()
 fn a_device_that_leaves_and_returns_without_end_loses_no_command_without_a_word() {
     const CONNECTIONS: usize = 100;
     let scene = Scene::new("leaves-and-returns");
-    let bridge = scene.setup().set("MQ_PREFETCH", "64").start();
+    let bridge = patient(&scene).set("MQ_PREFETCH", "64").start();
     let mut pair = Pair::new(&scene, &bridge);
     let restless = BadPeer::leaves_and_returns(BAD, bridge.device_port);
 
@@ -236,7 +245,7 @@ fn a_device_that_leaves_and_returns_without_end_loses_no_command_without_a_word(
 fn a_device_that_replaces_its_connection_without_end_gets_every_command_once_and_in_order() {
     const CONNECTIONS: usize = 100;
     let scene = Scene::new("replaces-itself");
-    let bridge = scene.setup().set("MQ_PREFETCH", "64").start();
+    let bridge = patient(&scene).set("MQ_PREFETCH", "64").start();
     let mut pair = Pair::new(&scene, &bridge);
     let restless = BadPeer::replaces_itself(BAD, bridge.device_port);
     bridge.until_metric("rabbitline_devices_connected", |count| count == 2.0);
