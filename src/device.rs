@@ -205,7 +205,13 @@ impl EndReason {
     }
 
     fn from_error(error: &io::Error) -> Self {
-        if error.kind() == io::ErrorKind::TimedOut {
+        // When a connection times out, Linux reports what an ICMP message last said of the way there, if one did.
+        let timeout = [
+            io::ErrorKind::TimedOut,
+            io::ErrorKind::HostUnreachable,
+            io::ErrorKind::NetworkUnreachable,
+        ];
+        if timeout.contains(&error.kind()) {
             return Self::Timeout;
         }
         let reset = [

@@ -88,6 +88,22 @@ fn a_device_that_vanishes_while_data_is_on_its_way_is_found_by_the_user_timeout(
 }
 
 #[test]
+fn a_device_that_is_unreachable_while_data_is_on_its_way_has_timed_out_too() {
+    let scene = Scene::new("unreachable-busy");
+    let presence = scene.presence();
+    let site = Site::new();
+    // Long enough for the kernel to ask three times in vain who has the address: it then has an error of its own to tell.
+    let bridge = vigilant(&scene).set("DEVICE_USER_TIMEOUT", "8s").start();
+    let _device = site.device(&bridge, 0);
+    let epoch = online(&presence, &site.address(0));
+
+    site.unplug();
+    scene.publish(&command(&site.address(0), "ON"));
+
+    assert_eq!(offline(&presence, &site.address(0), epoch), "timeout");
+}
+
+#[test]
 fn all_devices_of_a_site_that_vanishes_are_found_and_the_others_stay() {
     let scene = Scene::new("vanishes-site");
     let presence = scene.presence();

@@ -85,6 +85,12 @@ impl Site {
         self.inside(|| ip(&to_nobody(self.net.host(1), FAR)));
     }
 
+    /// From now on nothing arrives any more, and this machine, which nobody there answers, finds that it has no way.
+    #[track_caller]
+    pub(crate) fn unplug(&self) {
+        self.inside(|| ip(&format!("link set {FAR} down")));
+    }
+
     /// Ends what `vanish` began.
     #[track_caller]
     pub(crate) fn reappear(&self) {
