@@ -16,9 +16,9 @@ STOP_MARGIN = 5
 
 def main(root: Path) -> int:
     deploy = root / "deploy"
-    settings = read_settings(root / "src" / "settings.rs")
+    settings, described = read_settings(root / "src" / "settings.rs")
     findings = [
-        *check_environment_file(deploy / "systemd" / "rabbitline.env", settings),
+        *check_environment_file(deploy / "systemd" / "rabbitline.env", settings, described),
         *check_unit(deploy / "systemd" / "rabbitline.service", settings),
         *check_kubernetes(deploy / "kubernetes", settings),
         *check_compose(deploy / "docker" / "compose.yaml", settings),
@@ -29,21 +29,26 @@ def main(root: Path) -> int:
     return 1 if findings else 0
 
 
-def read_settings(source: Path) -> dict[str, str]:
-    """Name and default of each setting, from the program's table."""
-    rows = re.findall(r'= "([A-Z_]+)", "([^"]*)", "', source.read_text())
+def read_settings(source: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """Default and description of each setting by its name, from the program's table."""
+    rows = re.findall(r'= "([A-Z_]+)", "([^"]*)", "([^"]*)"', source.read_text())
     if len(rows) < 30:
         sys.exit(f"deploy/check.py: found only {len(rows)} settings in {source}: has the table a new form?")
-    return dict(rows)
+    return {name: default for name, default, _ in rows}, {name: text.replace("`", "") for name, _, text in rows}
 
 
-def check_environment_file(path: Path, settings: dict[str, str]):
-    """Every setting is there, commented, with its true default; the password comes as a credential."""
-    shown = dict(re.findall(r"^#([A-Z_]+)=(.*)$", path.read_text(), re.MULTILINE))
+def check_environment_file(path: Path, settings: dict[str, str], described: dict[str, str]):
+    """Every setting is there, commented, with its true default and its description, which may go on; the password
+    comes as a credential."""
+    found = re.findall(r"((?:^# .*\n)*)^#([A-Z_]+)=(.*)$", path.read_text(), re.MULTILINE)
+    shown = {name: default for _, name, default in found}
+    comments = {name: " ".join(comment.replace("\n# ", " ")[2:].split()) for comment, name, _ in found}
     expected = {name: default for name, default in settings.items() if not name.startswith("MQ_PASSWORD")}
     for name in sorted(expected.keys() | shown.keys()):
         if shown.get(name) != expected.get(name):
             yield f"{path.name}: {name} is {shown.get(name)!r}, the program has {expected.get(name)!r}"
+        elif not comments[name].startswith(described[name]):
+            yield f"{path.name}: {name} is described as {comments[name]!r}, by the program as {described[name]!r}"
 
 
 def check_unit(path: Path, settings: dict[str, str]):
