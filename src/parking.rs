@@ -4,14 +4,17 @@
 //! what goes in, the publisher says when it is there, the drainer fetches it once the device is
 //! connected. A lot ends when the broker has nothing more for it and nothing is on its way.
 
+mod place;
+
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
-use std::fmt;
-use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::time::Instant;
+
+pub(crate) use place::{Full, Place};
 
 use crate::command::Address;
 use crate::order::Facts;
@@ -24,11 +27,6 @@ const KNOWN_EMPTY_MAX: usize = 100_000;
 /// and one that is being fetched at that moment is not expired.
 const EXPIRY_MARGIN: Duration = Duration::from_secs(2);
 
-/// Nobody has looked yet.
-const UNKNOWN: u8 = 0;
-const NEVER_USED: u8 = 1;
-const IN_USE: u8 = 2;
-
 /// How often, at most, the broker is asked how many of an earlier bridge's commands it holds still,
 /// when there is no room: it does not tell when they expire.
 const COUNT_EVERY: Duration = Duration::from_secs(1);
@@ -38,8 +36,6 @@ const COUNT_EVERY: Duration = Duration::from_secs(1);
 pub(crate) struct Parking {
     device_max: usize,
     total_max: usize,
-    /// Whether anything was ever parked at this broker: one of the constants below.
-    usage: AtomicU8,
     /// How many lots there are, readable without the lock: usually none.
     count: AtomicUsize,
     /// Tells the drainer that there is something to fetch.
@@ -52,6 +48,7 @@ pub(crate) struct Parking {
 
 #[derive(Debug, Default)]
 struct State {
+    usage: Usage,
     lots: HashMap<Address, Lot>,
     known_empty: HashSet<Address>,
     /// Commands parked in all, those on their way included, as far as it is known.
@@ -64,6 +61,16 @@ struct State {
     uncounted: VecDeque<Address>,
     /// When they were last chosen.
     counted: Option<Instant>,
+}
+
+/// Whether anything was ever parked at this broker.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum Usage {
+    /// Nobody has looked yet.
+    #[default]
+    Unknown,
+    NeverUsed,
+    InUse,
 }
 
 /// What the drainer is to do.
@@ -111,63 +118,12 @@ enum Fetching {
     Running,
 }
 
-/// Room for a command that is on its way to the broker. Dropped before it has landed there, it
-/// gives the room back.
-#[derive(Debug)]
-pub(crate) struct Place {
-    parking: Arc<Parking>,
-    facts: Arc<Facts>,
-    landed: bool,
-}
-
-impl Place {
-    /// The command.
-    pub(crate) fn facts(&self) -> &Facts {
-        &self.facts
-    }
-
-    /// The broker has confirmed it. `connected` says whether it is wanted at once.
-    pub(crate) fn land(mut self, connected: bool) {
-        self.landed = true;
-        self.parking.landed(&self.facts, connected);
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        if !self.landed {
-            self.parking.given_up(&self.facts.command.address);
-        }
-    }
-}
-
-/// Why one more command cannot be parked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Full {
-    /// So many wait for this device.
-    Device(usize),
-    /// So many wait in all.
-    Total(usize),
-}
-
-impl fmt::Display for Full {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Device(max) => write!(f, "{max} commands are parked for the device already"),
-            Self::Total(max) => {
-                write!(f, "{max} commands are parked already, all devices together")
-            }
-        }
-    }
-}
-
 impl Parking {
     /// Nothing parked; at most `device_max` commands for a device and `total_max` for all.
     pub(crate) fn new(device_max: usize, total_max: usize) -> Self {
         Self {
             device_max,
             total_max,
-            usage: AtomicU8::new(UNKNOWN),
             count: AtomicUsize::new(0),
             work: Notify::new(),
             landing: Notify::new(),
@@ -177,16 +133,15 @@ impl Parking {
 
     /// Notes that something was parked at this broker once, perhaps by an earlier bridge.
     pub(crate) fn set_in_use(&self) {
-        self.usage.store(IN_USE, Ordering::Relaxed);
+        self.lock().usage = Usage::InUse;
     }
 
     /// Notes that nothing was ever parked at this broker, unless it is known that something was. Then
     /// nothing waits for devices that have connected meanwhile.
     pub(crate) fn set_never_used(&self) {
         let mut state = self.lock();
-        let was_unknown =
-            self.usage.compare_exchange(UNKNOWN, NEVER_USED, Ordering::Relaxed, Ordering::Relaxed);
-        if was_unknown.is_ok() {
+        if state.usage == Usage::Unknown {
+            state.usage = Usage::NeverUsed;
             state.lots.retain(|_, lot| lot.len() > 0);
             self.counted(&state);
         }
@@ -194,12 +149,12 @@ impl Parking {
 
     /// Whether it is to be found out if anything was ever parked.
     pub(crate) fn is_unknown(&self) -> bool {
-        self.usage.load(Ordering::Relaxed) == UNKNOWN
+        self.lock().usage == Usage::Unknown
     }
 
     /// Whether something may have been parked once. If not, nobody is asked about.
     pub(crate) fn may_be_in_use(&self) -> bool {
-        self.usage.load(Ordering::Relaxed) != NEVER_USED
+        self.lock().usage != Usage::NeverUsed
     }
 
     /// Whether parked commands of `address` go before others. Called for every command.
@@ -216,7 +171,7 @@ impl Parking {
     pub(crate) fn arrived(&self, address: &Address) {
         let mut state = self.lock();
         let may_have = state.lots.contains_key(address)
-            || self.may_be_in_use() && !state.known_empty.contains(address);
+            || state.usage != Usage::NeverUsed && !state.known_empty.contains(address);
         if may_have {
             self.want(&mut state, address);
         }
@@ -242,7 +197,7 @@ impl Parking {
         state.lots.entry(address.clone()).or_default().publishing += 1;
         state.known_empty.remove(address);
         self.counted(&state);
-        Ok(Place { parking: Arc::clone(self), facts: Arc::clone(facts), landed: false })
+        Ok(Place::new(self, facts))
     }
 
     /// Has the broker asked how many it holds of those that this process has not put there.
@@ -384,8 +339,8 @@ impl Parking {
     }
 
     /// The broker had nothing more for `address` when it was asked last: ends its lot, unless
-    /// something is on its way there or has landed since. True if it is ended. Called under the lock of the device's session, so that nothing
-    /// comes in between.
+    /// something is on its way there or has landed since. True if it is ended. Called under the
+    /// lock of the device's session, so that nothing comes in between.
     pub(crate) fn finish(&self, address: &Address) -> bool {
         let mut state = self.lock();
         if state.lots.get(address).is_some_and(|lot| lot.publishing > 0 || lot.landed) {
@@ -455,99 +410,4 @@ impl Parking {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::order::tests::facts;
-
-    fn device() -> Address {
-        facts(None, "ON").command.address
-    }
-
-    fn parked() -> Arc<Facts> {
-        Arc::new(facts(None, "ON"))
-    }
-
-    fn other() -> Arc<Facts> {
-        let mut facts = facts(None, "ON");
-        facts.command.address = Address::parse("10.0.0.8").expect("an address");
-        Arc::new(facts)
-    }
-
-    fn parking(device_max: usize, total_max: usize) -> Arc<Parking> {
-        Arc::new(Parking::new(device_max, total_max))
-    }
-
-    #[test]
-    fn what_expires_in_the_broker_makes_room() {
-        let parking = parking(1, 1);
-        let facts = parked();
-        parking.begin(&facts).expect("room").land(false);
-        let expires = facts.command.expires;
-        parking.expire(expires);
-        assert_eq!(parking.begin(&facts).err(), Some(Full::Total(1)));
-        parking.expire(expires + EXPIRY_MARGIN);
-        assert!(parking.begin(&facts).is_ok());
-    }
-
-    #[test]
-    fn a_lot_gates_until_nothing_is_parked_and_nothing_on_its_way() {
-        let parking = parking(10, 10);
-        let facts = parked();
-        let place = parking.begin(&facts).expect("room");
-        assert!(parking.gates(&device()));
-        assert!(!parking.finish(&device()), "one is on its way");
-        parking.asking(&device());
-        place.land(false);
-        assert!(!parking.finish(&device()), "it landed after the broker was asked");
-        parking.asking(&device());
-        parking.fetched(&device(), Some(facts.origin.number));
-        assert!(parking.finish(&device()));
-        assert!(!parking.gates(&device()));
-        assert_eq!(parking.total(), 0);
-    }
-
-    #[test]
-    fn there_is_room_for_so_many_of_a_device_and_so_many_in_all() {
-        let parking = parking(2, 3);
-        let first = parking.begin(&parked()).expect("room");
-        let _second = parking.begin(&parked()).expect("room");
-        assert_eq!(parking.begin(&parked()).err(), Some(Full::Device(2)));
-        let _third = parking.begin(&other()).expect("room");
-        assert_eq!(parking.begin(&other()).err(), Some(Full::Total(3)));
-        drop(first);
-        assert!(parking.begin(&other()).is_ok(), "what does not land gives its room back");
-    }
-
-    #[tokio::test]
-    async fn when_there_is_no_room_the_broker_is_asked_what_it_holds_of_an_earlier_bridge() {
-        let parking = parking(2, 9);
-        let first = parking.begin(&parked()).expect("room");
-        parking.counted_at_broker(&device(), 2);
-        assert_eq!(parking.begin(&parked()).err(), Some(Full::Device(2)));
-        assert_eq!(parking.next_work().await, Work::Count(device()));
-        parking.counted_at_broker(&device(), 0);
-        assert!(parking.begin(&parked()).is_ok());
-        drop(first);
-        assert_eq!(parking.total(), 0);
-    }
-
-    #[tokio::test]
-    async fn a_device_is_asked_about_once_and_only_if_anything_was_ever_parked() {
-        let parking = parking(2, 3);
-        parking.arrived(&other().command.address);
-        assert!(parking.gates(&other().command.address), "nobody has looked");
-        assert_eq!(parking.next_work().await, Work::Fetch(other().command.address.clone()));
-        parking.set_never_used();
-        parking.arrived(&device());
-        assert!(!parking.gates(&device()), "nobody parks");
-        parking.set_in_use();
-        parking.arrived(&device());
-        parking.arrived(&device());
-        assert!(parking.gates(&device()));
-        assert_eq!(parking.next_work().await, Work::Fetch(device()));
-        assert!(parking.lock().wanted.is_empty());
-        assert!(parking.finish(&device()));
-        parking.arrived(&device());
-        assert!(!parking.gates(&device()), "it is known to have nothing");
-    }
-}
+mod tests;
