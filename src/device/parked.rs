@@ -1,14 +1,13 @@
 //! How a session takes what was parked for its device: before everything else, in the order it
 //! comes.
 
-use std::io;
 use std::sync::Arc;
 
 use tokio::time::Instant;
 
+use super::Devices;
 use super::lane::Waits;
 use super::session::{Offer, Session};
-use super::{Devices, EndReason};
 use crate::command::Confirm;
 use crate::order::Order;
 
@@ -31,23 +30,18 @@ impl Session {
         let comes_first = shared.lane.first().is_none_or(|(first, begun)| {
             !begun && !first.goes_first() && first.number() > order.number()
         });
-        if comes_first
-            && !shared.hold.greeting
-            && shared.proofs.weight() < devices.rules.tail_max
-            && (!order.wants_answer() || shared.proofs.may_ask(&devices.rules.answer, now))
-        {
-            match self.write(&mut shared, &order, 0, devices) {
-                Ok(bytes) if bytes == order.bytes().len() => {
-                    return Ok(self.wrote(&mut shared, order, now, devices));
-                }
-                Ok(bytes) => shared.lane.begin(order, bytes, now),
-                Err(error) => {
-                    if error.kind() != io::ErrorKind::WouldBlock {
-                        shared.end = Some(EndReason::from_error(&error));
-                    }
-                    shared.lane.push_first(order, now);
-                }
+        let is_free =
+            comes_first && !shared.hold.greeting && shared.has_room_for(&order, now, devices);
+        let (order, taken) = if is_free {
+            match self.write_at_once(&mut shared, order, now, devices) {
+                Ok(offer) => return Ok(offer),
+                Err(unfinished) => unfinished,
             }
+        } else {
+            (order, 0)
+        };
+        if taken > 0 {
+            shared.lane.begin(order, taken, now);
         } else {
             shared.lane.push_first(order, now);
         }

@@ -203,18 +203,14 @@ impl Session {
             }
             shared.hold.parked = true;
         }
-        let mut taken = 0;
-        if shared.is_free(&order, now, devices) {
-            match self.write(&mut shared, &order, 0, devices) {
-                Ok(bytes) if bytes == order.bytes().len() => {
-                    return Ok(self.wrote(&mut shared, order, now, devices));
-                }
-                Ok(bytes) => taken = bytes,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                // It waits like those before it, and whoever closes the session reports them all.
-                Err(error) => shared.end = Some(EndReason::from_error(&error)),
+        let (order, taken) = if shared.is_free(&order, now, devices) {
+            match self.write_at_once(&mut shared, order, now, devices) {
+                Ok(offer) => return Ok(offer),
+                Err(unfinished) => unfinished,
             }
-        }
+        } else {
+            (order, 0)
+        };
         // Half a line is on the wire: its rest has to follow, room or not.
         if taken == 0 {
             if shared.lane.len() >= devices.rules.lane_max {
@@ -229,6 +225,30 @@ impl Session {
         devices.lanes_changed(1);
         self.wake.notify_one();
         Ok(Offer::Waiting)
+    }
+
+    /// Writes `order` without letting it wait. Gives it back, with the number of bytes that the
+    /// socket took, if that was not the whole line.
+    pub(super) fn write_at_once(
+        self: &Arc<Self>,
+        shared: &mut Shared,
+        order: Order,
+        now: Instant,
+        devices: &Devices,
+    ) -> Result<Offer, (Order, usize)> {
+        match self.write(shared, &order, 0, devices) {
+            Ok(taken) if taken == order.bytes().len() => {
+                Ok(self.wrote(shared, order, now, devices))
+            }
+            Ok(taken) => Err((order, taken)),
+            Err(error) => {
+                if error.kind() != io::ErrorKind::WouldBlock {
+                    // It waits all the same, and whoever closes the session reports all that wait.
+                    shared.end = Some(EndReason::from_error(&error));
+                }
+                Err((order, 0))
+            }
+        }
     }
 
     /// Writes what is left of a line behind its first `from` bytes, as much as the socket takes.
@@ -341,7 +361,12 @@ impl Shared {
         self.end.is_none()
             && self.lane.is_empty()
             && !self.hold.any()
-            && self.proofs.weight() < devices.rules.tail_max
+            && self.has_room_for(order, now, devices)
+    }
+
+    /// Whether the tail has room for one more, and `order` may ask for an answer if it wants one.
+    pub(super) fn has_room_for(&self, order: &Order, now: Instant, devices: &Devices) -> bool {
+        self.proofs.weight() < devices.rules.tail_max
             && (!order.wants_answer() || self.proofs.may_ask(&devices.rules.answer, now))
     }
 
