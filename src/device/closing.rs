@@ -5,6 +5,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::proofs::Unproved;
 use super::session::Session;
@@ -13,51 +14,53 @@ use crate::command::Outcome;
 use crate::order::{Facts, Order};
 use crate::report::Fate;
 
+/// What came of closing a session.
+struct Retired {
+    /// Why it ended.
+    reason: EndReason,
+    /// Commands that were not written or not proved.
+    waited: usize,
+    /// What waited unwritten and waits for the connection that takes its place.
+    inherited: VecDeque<Order>,
+}
+
 impl Session {
     /// Closes it, unless somebody else has; gives why it ended and how many commands were not
     /// written or not proved.
     pub(super) fn close(&self, reason: EndReason, devices: &Devices) -> (EndReason, usize) {
-        let mut waited = 0;
-        let (reason, unwritten) = self.retire(reason, devices, &mut waited);
-        waited += unwritten.len();
-        debug_assert!(unwritten.is_empty());
+        let Retired { reason, waited, inherited } = self.retire(reason, devices);
+        debug_assert!(inherited.is_empty());
         (reason, waited)
     }
 
     /// Closes it because a newer connection takes its place, and gives what waited unwritten, which
     /// waits for that one now.
     pub(super) fn supersede(&self, devices: &Devices) -> VecDeque<Order> {
-        self.retire(EndReason::Replaced, devices, &mut 0).1
+        self.retire(EndReason::Replaced, devices).inherited
     }
 
-    fn retire(
-        &self,
-        reason: EndReason,
-        devices: &Devices,
-        waited: &mut usize,
-    ) -> (EndReason, VecDeque<Order>) {
+    fn retire(&self, reason: EndReason, devices: &Devices) -> Retired {
         let mut shared = self.lock();
         let reason = *shared.end.get_or_insert(reason);
         if std::mem::replace(&mut shared.closed, true) {
-            return (reason, VecDeque::new());
+            return Retired { reason, waited: 0, inherited: VecDeque::new() };
         }
         self.wake.notify_one();
         // The kernel's last word on what has arrived.
         self.ask(&mut shared, devices);
         let open = shared.proofs.open();
         let unproved = shared.proofs.take();
-        devices.proving.fetch_sub(open, std::sync::atomic::Ordering::Relaxed);
-        *waited += unproved.len();
+        devices.proving.fetch_sub(open, Ordering::Relaxed);
+        let (begun, unwritten) = shared.lane.take();
+        let left = usize::from(begun.is_some()) + unwritten.len();
+        let waited = unproved.len() + left;
         for unproved in unproved {
             match unproved {
                 Unproved::Settled(facts) => devices.revise(&facts, reason),
                 Unproved::Open(order) => devices.lose(order, "the line was written", reason),
             }
         }
-        let (begun, mut unwritten) = shared.lane.take();
-        let left = usize::from(begun.is_some()) + unwritten.len();
         if let Some(order) = begun {
-            *waited += 1;
             devices.lose(order, "a part of the line was written", reason);
         }
         let inherited = if reason == EndReason::Replaced {
@@ -67,16 +70,15 @@ impl Session {
             parked.into_iter().for_each(|order| devices.hand_back_untouched(order));
             kept
         } else {
-            *waited += unwritten.len();
-            unwritten.drain(..).for_each(|order| devices.refuse_waiting(order, reason));
-            unwritten
+            unwritten.into_iter().for_each(|order| devices.refuse_waiting(order, reason));
+            VecDeque::new()
         };
         // What is inherited goes on waiting.
         devices.lanes_changed(
             i64::try_from(inherited.len()).unwrap_or(i64::MAX)
                 - i64::try_from(left).unwrap_or(i64::MAX),
         );
-        (reason, inherited)
+        Retired { reason, waited, inherited }
     }
 }
 
