@@ -4,6 +4,7 @@
 use std::convert::Infallible;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::io::Interest;
@@ -257,7 +258,7 @@ impl Session {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
                 Err(error) => return Err(EndReason::from_error(&error)),
             };
-            self.last_seen_ms.store(Moment::now().wall_ms, std::sync::atomic::Ordering::Relaxed);
+            self.last_seen_ms.store(Moment::now().wall_ms, Ordering::Relaxed);
             framer
                 .feed(bytes, |line| self.line(line, devices))
                 .map_err(|_| EndReason::LineTooLong)?;
@@ -271,7 +272,7 @@ impl Session {
         if line.is_empty() {
             return;
         }
-        self.lines.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        self.lines.fetch_add(1, Ordering::Relaxed);
         devices.metrics.uplink_line();
         let is = {
             let now = Instant::now();
