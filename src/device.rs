@@ -37,7 +37,7 @@ pub(crate) use session::Offer;
 pub use session::{Session, Snapshot};
 pub(crate) use sweeper::Sweeper;
 
-use crate::command::Line;
+use crate::command::{Address, Line};
 use crate::metrics::Metrics;
 use crate::order::Order;
 use crate::parking::Parking;
@@ -107,6 +107,11 @@ impl Devices {
         if self.waiting() > 0 {
             self.registry.all().iter().for_each(|session| session.drop_unwanted(self));
         }
+    }
+
+    /// Whether the device of `address` is connected.
+    pub(crate) fn is_connected(&self, address: &Address) -> bool {
+        self.registry.find(address).is_some()
     }
 
     /// How many orders wait in lanes.

@@ -35,9 +35,10 @@ const IN_HAND_MAX: usize = 32;
 
 /// Fetches for as long as the connection lasts.
 pub(super) async fn run(link: &Link, intake: &Intake) -> Result<Infallible, BrokerError> {
-    let parking = &intake.router.devices.parking;
+    let devices = &intake.router.devices;
+    let parking = &devices.parking;
     for address in parking.restart() {
-        parking.look_again(&address, is_connected(intake, &address));
+        parking.look_again(&address, devices.is_connected(&address));
     }
     let mut running = FuturesUnordered::new();
     loop {
@@ -74,10 +75,6 @@ pub(super) async fn look(link: &Link, intake: &Intake) -> Result<(), BrokerError
         },
     }
     Ok(())
-}
-
-fn is_connected(intake: &Intake, address: &Address) -> bool {
-    intake.router.devices.registry.find(address).is_some()
 }
 
 async fn work_on(link: &Link, intake: &Intake, work: Work) -> Result<(), BrokerError> {
@@ -118,7 +115,7 @@ async fn fetch(link: &Link, intake: &Intake, address: Address) -> Result<(), Bro
     if !finished {
         devices.parking.until_landed(&address).await;
         devices.parking.interrupted(&address);
-        devices.parking.look_again(&address, is_connected(intake, &address));
+        devices.parking.look_again(&address, devices.is_connected(&address));
     }
     Ok(())
 }

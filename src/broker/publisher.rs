@@ -196,7 +196,7 @@ impl Publisher {
             self.metrics.undelivered();
         }
         if let Some(place) = parked {
-            let connected = self.devices.registry.find(&place.facts().command.address).is_some();
+            let connected = self.devices.is_connected(&place.facts().command.address);
             place.land(connected);
         }
         if let Some(settlement) = settlement {
