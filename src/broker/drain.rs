@@ -217,8 +217,7 @@ impl<'a> Hand<'a> {
             Ok(Routed::Concluded(order, fate)) => reporter.report(order, fate),
             Err(order) => {
                 self.returned = true;
-                reporter.untouched(&order.facts);
-                order.settlement.hand_back();
+                self.intake.router.devices.hand_back_untouched(order);
             }
         }
     }

@@ -118,7 +118,7 @@ impl Devices {
     }
 
     /// Gives a command of which nothing was written back to the broker.
-    pub(super) fn hand_back_untouched(&self, order: Order) {
+    pub(crate) fn hand_back_untouched(&self, order: Order) {
         self.reporter.untouched(&order.facts);
         order.settlement.hand_back();
     }
