@@ -60,7 +60,7 @@ pub(super) async fn look(link: &Link, intake: &Intake) -> Result<(), BrokerError
         return Ok(());
     }
     let marker = intake.settings.mq.parked_prefix.as_str();
-    let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+    let options = QueueDeclareOptions::default().passive();
     let looked =
         link.channel().await?.queue_declare(marker.into(), options, FieldTable::default()).await;
     match looked {
@@ -93,7 +93,7 @@ async fn work_on(link: &Link, intake: &Intake, work: Work) -> Result<(), BrokerE
 /// How many messages there are in a queue; zero if there is no such queue, and None if the broker
 /// does not say.
 async fn count(link: &Link, queue: &str) -> Result<Option<usize>, BrokerError> {
-    let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+    let options = QueueDeclareOptions::default().passive();
     let channel = link.channel().await?;
     match channel.queue_declare(queue.into(), options, FieldTable::default()).await {
         Ok(queue) => Ok(usize::try_from(queue.message_count()).ok()),

@@ -85,14 +85,14 @@ impl<'a> ParkedQueues<'a> {
 
     /// Declares a queue, or takes it as it is; how many messages it holds.
     async fn declare(&self, queue: &str, arguments: FieldTable) -> Result<usize, BrokerError> {
+        let durable = QueueDeclareOptions::durable();
         let declared =
-            self.link.channel().await?.queue_declare(queue.into(), durable(), arguments).await;
+            self.link.channel().await?.queue_declare(queue.into(), durable, arguments).await;
         let declared = match declared {
             Err(error) if topology::code(&error) == Some(PRECONDITION_FAILED) => {
                 warn!(queue, %error, "a queue for parked commands exists and is not as the bridge declares it; it is used as it is.");
-                let options = QueueDeclareOptions { passive: true, ..durable() };
                 let channel = self.link.channel().await?;
-                channel.queue_declare(queue.into(), options, FieldTable::default()).await
+                channel.queue_declare(queue.into(), durable.passive(), FieldTable::default()).await
             }
             other => other,
         };
@@ -101,15 +101,5 @@ impl<'a> ParkedQueues<'a> {
             topology::refusal(format!("queue `{queue}`"), &error, advice)
         })?;
         Ok(usize::try_from(declared.message_count()).unwrap_or(usize::MAX))
-    }
-}
-
-fn durable() -> QueueDeclareOptions {
-    QueueDeclareOptions {
-        passive: false,
-        durable: true,
-        exclusive: false,
-        auto_delete: false,
-        nowait: false,
     }
 }

@@ -191,13 +191,7 @@ async fn declare_queue(
     name: &str,
     kind: Option<QueueType>,
 ) -> lapin::Result<()> {
-    let options = QueueDeclareOptions {
-        passive: kind.is_none(),
-        durable: true,
-        exclusive: false,
-        auto_delete: false,
-        nowait: false,
-    };
+    let options = QueueDeclareOptions { passive: kind.is_none(), ..QueueDeclareOptions::durable() };
     let mut arguments = FieldTable::default();
     if let Some(kind) = kind {
         arguments
