@@ -29,6 +29,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+pub(crate) use framing::text_or_base64;
 pub(crate) use lane::Waits;
 pub use listener::Listener;
 pub use receipt::supported as receipts_supported;

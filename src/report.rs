@@ -7,13 +7,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use base64::Engine;
 use serde::Serialize;
 use tracing::{debug, info};
 
 use crate::broker::{Jobs, Message};
 use crate::clock::{self, Moment};
 use crate::command::{Address, Command, Disposition, Outcome, Reason};
+use crate::device::text_or_base64;
 use crate::ledger::{Known, Ledger};
 use crate::metrics::Metrics;
 use crate::order::{Facts, Order, Origin};
@@ -256,17 +256,14 @@ impl Reporter {
             return settlement;
         }
         let receipt = wants_receipt.then(|| {
-            let text = answer.as_deref().map(std::str::from_utf8);
+            let (answer, answer_base64) = answer.as_deref().map(text_or_base64).unwrap_or_default();
             let receipt = Receipt {
                 id: &id,
                 address: address.as_deref(),
                 outcome: outcome.label(),
                 reason: Some(&*reason).filter(|_| !outcome.is_delivered()),
-                answer: text.and_then(Result::ok),
-                answer_base64: answer
-                    .as_deref()
-                    .filter(|_| matches!(text, Some(Err(_))))
-                    .map(|bytes| base64::engine::general_purpose::STANDARD.encode(bytes)),
+                answer,
+                answer_base64,
                 bridge: &self.bridge,
                 at: clock::rfc3339(Moment::now().wall_ms),
             };

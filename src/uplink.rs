@@ -6,13 +6,13 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use base64::Engine;
 use serde::Serialize;
 use tokio::sync::Notify;
 use tracing::warn;
 
 use crate::clock::{self, Moment};
 use crate::command::Address;
+use crate::device::text_or_base64;
 use crate::metrics::Metrics;
 
 /// What the queue may hold, in bytes of JSON: some 200,000 short lines, or ten seconds of 1,000
@@ -60,16 +60,14 @@ impl Uplink {
 
     /// Takes up a line that a device sent. `late` marks an answer to a command that was given up.
     pub(crate) fn line(&self, address: &Address, epoch: u64, line: &[u8], late: bool) {
-        let text = std::str::from_utf8(line).ok();
+        let (line, line_base64) = text_or_base64(line);
         let event = Event {
             address: address.to_string(),
             epoch,
             bridge: &self.bridge,
             at: clock::rfc3339(Moment::now().wall_ms),
-            line: text,
-            line_base64: text
-                .is_none()
-                .then(|| base64::engine::general_purpose::STANDARD.encode(line)),
+            line,
+            line_base64,
             late,
         };
         // Strings and a number: this cannot fail.

@@ -3,6 +3,8 @@
 //! A line ends with LF; a CR before it is not part of it. A line longer than the limit is an error
 //! the connection does not survive: what follows it could not be told apart from its rest.
 
+use base64::Engine;
+
 /// Cuts bytes into lines.
 #[derive(Debug)]
 pub(crate) struct Framer {
@@ -49,6 +51,14 @@ impl Framer {
     fn checked<'a>(&self, line: &'a [u8]) -> Result<&'a [u8], TooLong> {
         let line = line.strip_suffix(b"\r").unwrap_or(line);
         if line.len() > self.max { Err(TooLong) } else { Ok(line) }
+    }
+}
+
+/// A line as JSON can carry it: as text, or else as base64.
+pub(crate) fn text_or_base64(line: &[u8]) -> (Option<&str>, Option<String>) {
+    match std::str::from_utf8(line) {
+        Ok(text) => (Some(text), None),
+        Err(_) => (None, Some(base64::engine::general_purpose::STANDARD.encode(line))),
     }
 }
 
