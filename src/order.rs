@@ -27,6 +27,8 @@ pub struct Facts {
 #[derive(Debug)]
 pub struct Origin {
     pub(crate) message: Arc<Message>,
+    /// Bytes the message keeps in memory, roughly.
+    pub(crate) size: usize,
     /// When it arrived here.
     pub(crate) arrived: Moment,
     /// When it was published, milliseconds since 1970, if it says so.
@@ -130,8 +132,10 @@ pub(crate) mod tests {
             timeout: Duration::from_secs(10),
             once: false,
         };
+        let message = Message::of_body(cmd.as_bytes());
         let origin = Origin {
-            message: Arc::new(Message::of_body(cmd.as_bytes())),
+            size: message.size(),
+            message: Arc::new(message),
             arrived: now,
             published_ms: None,
             id: id.map(Into::into),

@@ -56,11 +56,11 @@ impl Trail {
     /// A command was taken up.
     pub(crate) fn command(&self, facts: &Arc<Facts>) {
         let mut commands = self.commands.lock().unwrap_or_else(PoisonError::into_inner);
-        commands.bytes += facts.origin.message.size();
+        commands.bytes += facts.origin.size;
         commands.last.push_back(Arc::clone(facts));
         while commands.last.len() > COMMANDS_MAX || commands.bytes > COMMANDS_BYTES_MAX {
             let Some(oldest) = commands.last.pop_front() else { break };
-            commands.bytes -= oldest.origin.message.size();
+            commands.bytes -= oldest.origin.size;
         }
     }
 

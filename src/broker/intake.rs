@@ -100,6 +100,7 @@ impl Intake {
         };
         let origin = |id: Option<Box<str>>| Origin {
             id: id.or_else(|| message.message_id().map(Into::into)),
+            size: message.size(),
             message: Arc::new(message),
             arrived,
             published_ms,

@@ -68,7 +68,7 @@ impl Proofs {
         Steps::take(&order.facts.steps.written_ms);
         let command = order.command();
         let (confirm, timeout) = (command.confirm, command.timeout);
-        let weight = ENTRY_BYTES + order.facts.origin.message.size();
+        let weight = ENTRY_BYTES + order.facts.origin.size;
         match confirm {
             Confirm::Answered => {
                 let facts = Arc::clone(&order.facts);
