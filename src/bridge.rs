@@ -1,6 +1,5 @@
 //! `Bridge`: every part, made and joined; and the order in which they end.
 
-use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::num::NonZeroU32;
@@ -156,12 +155,11 @@ impl Parts {
             metrics.clone(),
             Arc::clone(&bridge),
         );
-        let reporter = Arc::new(reporter);
         let registry = Registry::new(Arc::clone(&presence), Arc::clone(&trail), metrics.clone());
         let devices = Arc::new(Devices {
             registry: Arc::new(registry),
-            reporter: Arc::clone(&reporter),
-            uplink: uplink.clone(),
+            reporter: Arc::new(reporter),
+            uplink,
             metrics: metrics.clone(),
             parking,
             sweeper: Sweeper::default(),
@@ -173,9 +171,7 @@ impl Parts {
             intake: Intake::new(
                 Arc::clone(&settings),
                 Router::new(Arc::clone(&devices), stalled_max),
-                reporter,
                 Arc::clone(&trail),
-                metrics.clone(),
             ),
             bridge: Arc::clone(&bridge),
             consuming: Arc::new(AtomicBool::new(false)),
@@ -184,23 +180,13 @@ impl Parts {
             registry: Arc::clone(&devices.registry),
             reporter: Arc::clone(&devices.reporter),
             trail,
-            metrics: metrics.clone(),
+            metrics,
             bridge: Arc::clone(&bridge),
             consuming: Arc::clone(&consumer.consuming),
             draining: Arc::new(AtomicBool::new(false)),
         };
-        let publisher = Publisher {
-            settings,
-            bridge,
-            metrics,
-            jobs,
-            presence,
-            uplink,
-            devices: Arc::clone(&devices),
-            work,
-            again: VecDeque::new(),
-            turn: 0,
-        };
+        let publisher =
+            Publisher::new(settings, bridge, jobs, presence, Arc::clone(&devices), work);
         Self { devices, consumer, publisher, http }
     }
 }

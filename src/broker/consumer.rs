@@ -115,7 +115,7 @@ impl Consumer {
 
     fn up(&self, up: bool) {
         self.consuming.store(up, Ordering::Relaxed);
-        self.intake.metrics.broker_up(metrics::Link::Consumer, up);
+        self.intake.devices().metrics.broker_up(metrics::Link::Consumer, up);
     }
 }
 
@@ -173,14 +173,15 @@ impl<'a> Hand<'a> {
             return Err(BrokerError::during("consuming")(error.into()));
         }
         let intake = &self.consumer.intake;
-        let settlement = Settlement::new(tag, self.verdicts.clone(), intake.metrics.clone());
+        let devices = intake.devices();
+        let settlement = Settlement::new(tag, self.verdicts.clone(), devices.metrics.clone());
         let settlement = match intake.order(delivered, settlement) {
             Ok(order) => {
                 let now = order.facts.origin.arrived.mono;
                 match intake.router.route(order, now) {
                     Routed::Waiting => None,
                     Routed::Written(settlement) => settlement,
-                    Routed::Concluded(order, fate) => intake.reporter.conclude(order, fate),
+                    Routed::Concluded(order, fate) => devices.reporter.conclude(order, fate),
                 }
             }
             Err(settlement) => settlement,
@@ -231,7 +232,7 @@ impl<'a> Hand<'a> {
                 result = Err(BrokerError::during("acknowledging")(error));
             }
         });
-        self.consumer.intake.metrics.unsettled(self.acks.open_count());
+        self.consumer.intake.devices().metrics.unsettled(self.acks.open_count());
         result
     }
 

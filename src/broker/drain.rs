@@ -35,7 +35,7 @@ const IN_HAND_MAX: usize = 32;
 
 /// Fetches for as long as the connection lasts.
 pub(super) async fn run(link: &Link, intake: &Intake) -> Result<Infallible, BrokerError> {
-    let devices = &intake.router.devices;
+    let devices = intake.devices();
     let parking = &devices.parking;
     for address in parking.restart() {
         parking.look_again(&address, devices.is_connected(&address));
@@ -55,7 +55,7 @@ pub(super) async fn run(link: &Link, intake: &Intake) -> Result<Infallible, Brok
 /// Looks whether anything was ever parked at this broker, if that is not known. Until then every
 /// device that connects may have something parked; so this comes before the first command.
 pub(super) async fn look(link: &Link, intake: &Intake) -> Result<(), BrokerError> {
-    let parking = &intake.router.devices.parking;
+    let parking = &intake.devices().parking;
     if !parking.is_unknown() {
         return Ok(());
     }
@@ -83,7 +83,7 @@ async fn work_on(link: &Link, intake: &Intake, work: Work) -> Result<(), BrokerE
         Work::Count(address) => {
             let queue = intake.settings.mq.parked_queue(&address);
             if let Some(count) = count(link, &queue).await? {
-                intake.router.devices.parking.counted_at_broker(&address, count);
+                intake.devices().parking.counted_at_broker(&address, count);
             }
             Ok(())
         }
@@ -107,7 +107,7 @@ async fn count(link: &Link, queue: &str) -> Result<Option<usize>, BrokerError> {
 
 /// Fetches for one device until the broker has nothing more or the device is gone.
 async fn fetch(link: &Link, intake: &Intake, address: Address) -> Result<(), BrokerError> {
-    let devices = &intake.router.devices;
+    let devices = intake.devices();
     let finished = match devices.registry.find(&address) {
         Some(session) => fetch_for(link, intake, &address, &session).await?,
         None => false,
@@ -127,7 +127,7 @@ async fn fetch_for(
     address: &Address,
     session: &Arc<Session>,
 ) -> Result<bool, BrokerError> {
-    let devices = &intake.router.devices;
+    let devices = intake.devices();
     if !devices.parking.may_be_in_use() {
         return Ok(session.finish_parked(devices));
     }
@@ -164,7 +164,7 @@ impl<'a> Hand<'a> {
 
     /// Fetches until the broker has nothing more, which is true, or one was given back.
     async fn fetch_all(mut self, queue: &str, session: &Arc<Session>) -> Result<bool, BrokerError> {
-        let devices = &self.intake.router.devices;
+        let devices = self.intake.devices();
         while !self.returned {
             while let Ok(verdict) = self.settled.try_recv() {
                 self.settle(verdict).await?;
@@ -199,9 +199,9 @@ impl<'a> Hand<'a> {
 
     fn take_up(&mut self, delivered: Delivered, session: &Arc<Session>) {
         let tag = delivered.delivery_tag;
-        let settlement = Settlement::new(tag, self.verdicts.clone(), self.intake.metrics.clone());
+        let devices = self.intake.devices();
+        let settlement = Settlement::new(tag, self.verdicts.clone(), devices.metrics.clone());
         let (order, number) = self.intake.parked_order(delivered, settlement);
-        let reporter = &self.intake.reporter;
         self.open.push((tag, number));
         let order = match order {
             Ok(order) => order,
@@ -214,10 +214,10 @@ impl<'a> Hand<'a> {
         match self.intake.router.route_parked(order, session, now.mono) {
             Ok(Routed::Waiting) => {}
             Ok(Routed::Written(settlement)) => settlement.into_iter().for_each(Settlement::settle),
-            Ok(Routed::Concluded(order, fate)) => reporter.report(order, fate),
+            Ok(Routed::Concluded(order, fate)) => devices.reporter.report(order, fate),
             Err(order) => {
                 self.returned = true;
-                self.intake.router.devices.hand_back_untouched(order);
+                devices.hand_back_untouched(order);
             }
         }
     }
@@ -243,7 +243,7 @@ impl<'a> Hand<'a> {
         }
         let acked = self.channel.basic_ack(tag, BasicAckOptions { multiple: false }).await;
         acked.map_err(BrokerError::during("acknowledging parked commands"))?;
-        self.intake.router.devices.parking.fetched(self.address, number);
+        self.intake.devices().parking.fetched(self.address, number);
         Ok(())
     }
 }

@@ -10,9 +10,8 @@ use lapin::message::Delivery as Delivered;
 use super::decode::{self, Decoded, Defaults};
 use super::message::{Message, ParkedMarks};
 use crate::clock::Moment;
-use crate::metrics::Metrics;
+use crate::device::Devices;
 use crate::order::{Facts, Order, Origin, Steps};
-use crate::report::Reporter;
 use crate::router::Router;
 use crate::settings::Settings;
 use crate::settlement::Settlement;
@@ -23,22 +22,14 @@ use crate::trail::Trail;
 pub(crate) struct Intake {
     pub(crate) settings: Arc<Settings>,
     pub(crate) router: Router,
-    pub(crate) reporter: Arc<Reporter>,
-    pub(crate) trail: Arc<Trail>,
-    pub(crate) metrics: Metrics,
+    trail: Arc<Trail>,
     defaults: Defaults,
     /// Counts what was taken up.
     numbers: AtomicU64,
 }
 
 impl Intake {
-    pub(crate) fn new(
-        settings: Arc<Settings>,
-        router: Router,
-        reporter: Arc<Reporter>,
-        trail: Arc<Trail>,
-        metrics: Metrics,
-    ) -> Self {
+    pub(crate) fn new(settings: Arc<Settings>, router: Router, trail: Arc<Trail>) -> Self {
         let defaults = Defaults {
             ttl: settings.command.ttl,
             if_offline: settings.command.if_offline,
@@ -48,7 +39,11 @@ impl Intake {
             line_ending: settings.device.line_ending,
             line_max: settings.device.line_max.0,
         };
-        Self { settings, router, reporter, trail, metrics, defaults, numbers: AtomicU64::new(1) }
+        Self { settings, router, trail, defaults, numbers: AtomicU64::new(1) }
+    }
+
+    pub(super) fn devices(&self) -> &Devices {
+        &self.router.devices
     }
 
     /// Makes an order of a message from the command queue. If it is no command, that is reported,
@@ -76,7 +71,8 @@ impl Intake {
         // when it passes it on.
         message.routing_key = self.settings.mq.command_key().into();
         let marks = message.unpark();
-        let number = marks.by.as_deref().and_then(|by| self.reporter.number_parked_by(by));
+        let number =
+            marks.by.as_deref().and_then(|by| self.devices().reporter.number_parked_by(by));
         (self.decode(message, redelivered, Some((marks, number)), settlement), number)
     }
 
@@ -123,7 +119,8 @@ impl Intake {
             Err(invalid) => {
                 let origin = origin(invalid.id);
                 let address = invalid.address.as_ref();
-                Err(self.reporter.conclude_invalid(&origin, address, invalid.reason, settlement))
+                let reporter = &self.devices().reporter;
+                Err(reporter.conclude_invalid(&origin, address, invalid.reason, settlement))
             }
         }
     }

@@ -27,14 +27,13 @@ use super::retry::Retry;
 use super::{BrokerError, Jobs, topology};
 use crate::clock::Moment;
 use crate::device::Devices;
-use crate::metrics::{self, Metrics};
+use crate::metrics;
 use crate::order::Facts;
 use crate::parking::Place;
 use crate::presence::Presence;
 use crate::report::{Copy, Job};
 use crate::settings::Settings;
 use crate::settlement::Settlement;
-use crate::uplink::Uplink;
 
 /// Publications that may be on their way unconfirmed. A window of 200 reached twice the rate of a
 /// smaller one on a local broker; more only makes the repetition after a lost connection longer.
@@ -43,22 +42,21 @@ const CONFIRM_WINDOW: usize = 256;
 /// Publishes what the bridge has to say.
 #[derive(Debug)]
 pub(crate) struct Publisher {
-    pub(crate) settings: Arc<Settings>,
-    pub(crate) bridge: Arc<str>,
-    pub(crate) metrics: Metrics,
-    pub(crate) jobs: Arc<Jobs>,
-    pub(crate) presence: Arc<Presence>,
-    pub(crate) uplink: Option<Arc<Uplink>>,
-    pub(crate) devices: Arc<Devices>,
-    pub(crate) work: Arc<Notify>,
+    settings: Arc<Settings>,
+    bridge: Arc<str>,
+    jobs: Arc<Jobs>,
+    presence: Arc<Presence>,
+    devices: Arc<Devices>,
+    work: Arc<Notify>,
     /// Published on a connection that was lost before the broker confirmed it.
-    pub(crate) again: VecDeque<Item>,
-    pub(crate) turn: usize,
+    again: VecDeque<Item>,
+    /// Which of jobs, presence and uplink had its turn last.
+    turn: usize,
 }
 
 /// One thing to say: what is published together, and what may be settled then.
 #[derive(Debug, Default)]
-pub(crate) struct Item {
+struct Item {
     publications: Vec<Publication>,
     /// What may be settled then.
     settlement: Option<Settlement>,
@@ -86,6 +84,19 @@ struct Publication {
 }
 
 impl Publisher {
+    /// A publisher of jobs, of presence and of what `devices` send; `work` tells it of them.
+    pub(crate) fn new(
+        settings: Arc<Settings>,
+        bridge: Arc<str>,
+        jobs: Arc<Jobs>,
+        presence: Arc<Presence>,
+        devices: Arc<Devices>,
+        work: Arc<Notify>,
+    ) -> Self {
+        let (again, turn) = (VecDeque::new(), 0);
+        Self { settings, bridge, jobs, presence, devices, work, again, turn }
+    }
+
     /// Publishes until `finish`, and then until all is confirmed. True if it was.
     pub(crate) async fn run(mut self, finish: CancellationToken) -> bool {
         // Not stopped between attempts: what is owed at the end is worth trying for as long as the
@@ -108,13 +119,13 @@ impl Publisher {
             Ok(channel) => {
                 let parking = Arc::clone(&self.devices.parking);
                 let mut queues = ParkedQueues::new(&link, Arc::clone(&self.settings), parking);
-                self.metrics.broker_up(metrics::Link::Publisher, true);
+                self.devices.metrics.broker_up(metrics::Link::Publisher, true);
                 self.publish(&link, &channel, &mut queues, finish).await
             }
             Err(error) => Err(error),
         };
-        self.metrics.broker_up(metrics::Link::Publisher, false);
-        self.metrics.broker_blocked(false);
+        self.devices.metrics.broker_up(metrics::Link::Publisher, false);
+        self.devices.metrics.broker_blocked(false);
         link.close().await;
         result
     }
@@ -193,7 +204,7 @@ impl Publisher {
     fn confirmed(&self, item: Option<Item>) {
         let Some(Item { settlement, undelivered, parked, .. }) = item else { return };
         if undelivered {
-            self.metrics.undelivered();
+            self.devices.metrics.undelivered();
         }
         if let Some(place) = parked {
             let connected = self.devices.is_connected(&place.facts().command.address);
@@ -206,13 +217,13 @@ impl Publisher {
 
     fn event(&self, event: Event) -> Result<(), BrokerError> {
         if let Event::ConnectionBlocked(reason) = event {
-            self.metrics.broker_blocked(true);
+            self.devices.metrics.broker_blocked(true);
             warn!(
                 reason,
                 "the broker takes no publications: events, receipts and undelivered commands wait until its alarm is over."
             );
         } else if matches!(event, Event::ConnectionUnblocked) {
-            self.metrics.broker_blocked(false);
+            self.devices.metrics.broker_blocked(false);
             info!("the broker takes publications again");
         } else if let Event::Error(error) = event {
             return Err(BrokerError::during("publishing")(error));
@@ -240,6 +251,7 @@ impl Publisher {
                     .next()
                     .map(|(address, json)| self.event_item("presence", address, json)),
                 _ => self
+                    .devices
                     .uplink
                     .as_ref()?
                     .next()
@@ -252,7 +264,7 @@ impl Publisher {
         self.again.is_empty()
             && self.jobs.is_empty()
             && self.presence.is_empty()
-            && self.uplink.as_ref().is_none_or(|uplink| uplink.is_empty())
+            && self.devices.uplink.as_ref().is_none_or(|uplink| uplink.is_empty())
     }
 
     fn event_item(&self, kind: &str, address: impl Display, json: Vec<u8>) -> Item {
