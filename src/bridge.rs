@@ -2,7 +2,6 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -146,8 +145,8 @@ impl Parts {
         let uplink = || Uplink::new(Arc::clone(&bridge), Arc::clone(&work), metrics.clone());
         let uplink = settings.device.uplink.is_on().then(uplink).map(Arc::new);
         let parking = Arc::new(Parking::new(
-            as_usize(settings.command.parked_max),
-            as_usize(settings.command.parked_total_max),
+            settings.command.parked_max.0,
+            settings.command.parked_total_max.0,
         ));
         let reporter = Reporter::new(
             Arc::clone(&jobs),
@@ -189,11 +188,6 @@ impl Parts {
             Publisher::new(settings, bridge, jobs, presence, Arc::clone(&devices), work);
         Self { devices, consumer, publisher, http }
     }
-}
-
-/// A setting as a size; on a 64-bit system they are all sizes.
-fn as_usize(number: NonZeroU32) -> usize {
-    usize::try_from(number.get()).unwrap_or(usize::MAX)
 }
 
 fn in_use(setting: &str, address: SocketAddr, error: &io::Error) -> io::Error {

@@ -89,7 +89,7 @@ impl Rules {
             wait_for_greeting: device.greeting.is_on(),
             line_max: device.line_max.0,
             lane_max: usize::from(device.lane_max.get()),
-            tail_max: usize::try_from(device.tail_max.get()).unwrap_or(usize::MAX),
+            tail_max: device.tail_max.0,
             write_timeout: device.write_timeout,
             silence_limit: device.silence_limit,
             // Settings are checked: it is a line.

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
 use std::net::SocketAddr;
-use std::num::{NonZeroU16, NonZeroU32};
+use std::num::NonZeroU16;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use value::Field;
 
 use crate::command::{Address, Line};
 pub use value::{
-    Confirm, IfOffline, LineEnding, LineMax, LogFormat, Pattern, QueueType, Secret, Switch,
+    Confirm, IfOffline, LineEnding, LineMax, LogFormat, Pattern, QueueType, Secret, Size, Switch,
 };
 
 /// One row of the settings table.
@@ -103,8 +103,8 @@ section! {
     listen: SocketAddr = "DEVICE_LISTEN", "0.0.0.0:8123", "Address and port devices connect to; `[::]:8123` takes IPv6 and IPv4.";
     line_ending: LineEnding = "DEVICE_LINE_ENDING", "crlf", "`crlf` or `lf`: what ends each command line.";
     line_max: LineMax = "DEVICE_LINE_MAX", "8192", "Longest line in bytes, both ways, its ending not counted; 1 to 1048576. A longer command is `invalid`; a device that sends a longer line is disconnected.";
-    send_buffer: NonZeroU32 = "DEVICE_SEND_BUFFER", "32768", "SO_SNDBUF in bytes, which Linux doubles: what may be on its way to a device unacknowledged, some 50 short commands. The rest waits in its lane.";
-    tail_max: NonZeroU32 = "DEVICE_TAIL_MAX", "262144", "Bytes of memory for commands written to one device and not yet acknowledged by it; beyond it commands wait in its lane.";
+    send_buffer: Size = "DEVICE_SEND_BUFFER", "32768", "SO_SNDBUF in bytes, which Linux doubles: what may be on its way to a device unacknowledged, some 50 short commands. The rest waits in its lane.";
+    tail_max: Size = "DEVICE_TAIL_MAX", "262144", "Bytes of memory for commands written to one device and not yet acknowledged by it; beyond it commands wait in its lane.";
     answer_pattern: Option<Pattern> = "DEVICE_ANSWER_PATTERN", "", "Regular expression that a device's answer to a command matches; other lines are uplink. Unset: the next line is the answer.";
     answer_id: Option<String> = "DEVICE_ANSWER_ID", "", "Named group of `DEVICE_ANSWER_PATTERN` that holds the id of the command that is answered; then several may be on their way at a time.";
     greeting: Switch = "DEVICE_GREETING", "off", "`on`: a device gets no command before it has sent its first line.";
@@ -126,8 +126,8 @@ section! {
     confirm: Confirm = "COMMAND_CONFIRM", "written", "How much proof makes a command delivered: `written`, `received` or `answered`.";
     timeout: Duration = "COMMAND_TIMEOUT", "10s", "How long after the write the proof may take, unless the command has a `timeout_ms` of its own.";
     if_offline: IfOffline = "COMMAND_IF_OFFLINE", "reject", "For a device that is not connected: `reject` sends the command to the undelivered exchange, `park` keeps it in the broker until the device connects or the ttl ends, `drop` forgets it.";
-    parked_max: NonZeroU32 = "COMMAND_PARKED_MAX", "1000", "Commands that may be parked for one device; one more is `overloaded`.";
-    parked_total_max: NonZeroU32 = "COMMAND_PARKED_TOTAL_MAX", "100000", "Commands that may be parked for all devices together; one more is `overloaded`.";
+    parked_max: Size = "COMMAND_PARKED_MAX", "1000", "Commands that may be parked for one device; one more is `overloaded`.";
+    parked_total_max: Size = "COMMAND_PARKED_TOTAL_MAX", "100000", "Commands that may be parked for all devices together; one more is `overloaded`.";
 }
 
 section! {

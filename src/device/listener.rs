@@ -101,7 +101,7 @@ fn set_options(socket: &SockRef<'_>, device: &settings::Device) -> io::Result<()
     socket.set_tcp_keepalive(&keepalive)?;
     socket.set_tcp_user_timeout(Some(device.user_timeout))?;
     // What is in it when the link dies may or may not have arrived: so it is kept small.
-    socket.set_send_buffer_size(usize::try_from(device.send_buffer.get()).unwrap_or(usize::MAX))?;
+    socket.set_send_buffer_size(device.send_buffer.0)?;
     socket.set_tcp_nodelay(true)
 }
 

@@ -51,6 +51,21 @@ fn a_duration_needs_a_unit() {
 }
 
 #[test]
+fn a_size_has_bounds() {
+    for wrong in ["0", "-1", "1.5", "4294967296"] {
+        let error = errors(&[("COMMAND_PARKED_MAX", wrong)]).remove(0);
+        assert_eq!(
+            error,
+            format!(
+                "COMMAND_PARKED_MAX: expected a whole number from 1 to 4294967295, got {wrong}"
+            )
+        );
+    }
+    let settings = read(&[("COMMAND_PARKED_MAX", "4294967295")]).expect("the largest");
+    assert_eq!(settings.command.parked_max.0, 4_294_967_295);
+}
+
+#[test]
 fn user_timeout_may_not_undercut_keepalive() {
     let error = errors(&[("DEVICE_USER_TIMEOUT", "34s")]).remove(0);
     assert!(error.contains("at least 35s"), "{error}");

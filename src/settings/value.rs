@@ -5,7 +5,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::num::{NonZeroU16, NonZeroU32};
+use std::num::NonZeroU16;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -85,12 +85,20 @@ impl Value for NonZeroU16 {
     }
 }
 
-impl Value for NonZeroU32 {
+/// How many, or how many bytes: never none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Size(pub usize);
+
+/// The same on every system, whatever a `usize` is there.
+const SIZE_LIMIT: usize = u32::MAX as usize;
+
+impl Value for Size {
     fn expected() -> &'static str {
         "a whole number from 1 to 4294967295"
     }
     fn read(text: &str) -> Option<Self> {
-        text.parse().ok()
+        let size = text.parse().ok()?;
+        (1..=SIZE_LIMIT).contains(&size).then_some(Self(size))
     }
 }
 
