@@ -112,6 +112,21 @@ impl Report {
     }
 }
 
+impl CellReport {
+    /// Where it is, our side, the other, and how they compare.
+    fn row(&self) -> [String; 7] {
+        [
+            self.cell.prefetch.to_string(),
+            self.cell.devices.to_string(),
+            self.rabbitline.rate.to_string(),
+            self.limit.rate.to_string(),
+            format!("{:.2}", self.ratio),
+            format!("{:.1}", self.rabbitline.cpu_us),
+            format!("{:.1}", self.limit.cpu_us),
+        ]
+    }
+}
+
 impl Bound {
     fn holds(self, measured: f64) -> bool {
         match self {
@@ -167,40 +182,18 @@ impl Report {
             ["prefetch", "messages/s", "CPU us/message", "broker's"],
             rows.collect(),
         )?;
-        let rows = self.drain.iter().map(|row| {
-            [
-                row.cell.prefetch.to_string(),
-                row.cell.devices.to_string(),
-                row.rabbitline.rate.to_string(),
-                row.limit.rate.to_string(),
-                format!("{:.2}", row.ratio),
-                format!("{:.1}", row.rabbitline.cpu_us),
-                format!("{:.1}", row.limit.cpu_us),
-            ]
-        });
         write_table(
             f,
             "From a full queue to the devices: rabbitline and the limit, a bridge in C without checks\n\
              (CPU: microseconds a command of the bridge / the broker / the simulated devices)",
             ["prefetch", "devices", "commands/s", "limit/s", "ratio", "CPU", "limit's CPU"],
-            rows.collect(),
+            self.drain.iter().map(CellReport::row).collect(),
         )?;
-        let rows = self.proof.iter().map(|row| {
-            [
-                row.cell.prefetch.to_string(),
-                row.cell.devices.to_string(),
-                row.rabbitline.rate.to_string(),
-                row.limit.rate.to_string(),
-                format!("{:.2}", row.ratio),
-                format!("{:.1}", row.rabbitline.cpu_us),
-                format!("{:.1}", row.limit.cpu_us),
-            ]
-        });
         write_table(
             f,
             "The same with confirm `received`, held against `written`",
             ["prefetch", "devices", "received/s", "written/s", "ratio", "CPU", "written's CPU"],
-            rows.collect(),
+            self.proof.iter().map(CellReport::row).collect(),
         )
     }
 
