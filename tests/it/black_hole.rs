@@ -1,20 +1,9 @@
 //! A device that is black-holed right after it has connected: whatever is written to it goes nowhere, and nobody can
 //! know. No command may be lost by that, however little proof was asked for.
 
-use crate::harness::{Bridge, Inbox, Scene, Setup, Site, command, reply_to};
+use crate::harness::{Bridge, Inbox, Scene, Site, command, reply_to};
 
 const COMMANDS: usize = 50;
-
-/// A bridge that finds the dead link in a few seconds, with a prefetch of 1.
-fn vigilant(scene: &Scene) -> Setup {
-    scene
-        .setup()
-        .set("DEVICE_LISTEN", "0.0.0.0:0")
-        .set("DEVICE_KEEPALIVE_IDLE", "1s")
-        .set("DEVICE_KEEPALIVE_INTERVAL", "1s")
-        .set("DEVICE_KEEPALIVE_COUNT", "2")
-        .set("DEVICE_USER_TIMEOUT", "3s")
-}
 
 /// Publishes the commands to a device that is gone, and waits until the bridge has found out.
 #[track_caller]
@@ -38,7 +27,7 @@ fn black_hole(scene: &Scene, bridge: &Bridge, site: &Site) -> Inbox {
 fn commands_that_went_into_a_black_hole_are_delivered_when_the_device_returns() {
     let scene = Scene::new("black-hole-park");
     let site = Site::new();
-    let bridge = vigilant(&scene).set("COMMAND_IF_OFFLINE", "park").start();
+    let bridge = scene.setup().vigilant().set("COMMAND_IF_OFFLINE", "park").start();
     let receipts = black_hole(&scene, &bridge, &site);
     for receipt in receipts.take(COMMANDS) {
         assert_eq!(receipt.json()["outcome"], "parked");
@@ -59,7 +48,7 @@ fn commands_that_went_into_a_black_hole_are_delivered_when_the_device_returns() 
 fn commands_that_went_into_a_black_hole_are_told_as_uncertain_if_they_may_not_be_parked() {
     let scene = Scene::new("black-hole-reject");
     let site = Site::new();
-    let bridge = vigilant(&scene).start();
+    let bridge = scene.setup().vigilant().start();
     let undelivered = scene.undelivered_inbox();
     let receipts = black_hole(&scene, &bridge, &site);
     for (number, letter) in undelivered.take(COMMANDS).iter().enumerate() {

@@ -5,21 +5,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::harness::{Inbox, Program, Scene, Setup, Site, command, eventually, reply_to};
-
-/// A bridge that devices of a `Site` can reach.
-fn reachable(scene: &Scene) -> Setup {
-    scene.setup().set("DEVICE_LISTEN", "0.0.0.0:0")
-}
-
-/// The same, and it finds dead links in a few seconds.
-fn vigilant(scene: &Scene) -> Setup {
-    reachable(scene)
-        .set("DEVICE_KEEPALIVE_IDLE", "1s")
-        .set("DEVICE_KEEPALIVE_INTERVAL", "1s")
-        .set("DEVICE_KEEPALIVE_COUNT", "2")
-        .set("DEVICE_USER_TIMEOUT", "3s")
-}
+use crate::harness::{Inbox, Program, Scene, Site, command, eventually, reply_to};
 
 /// The next event must say that `address` is online; its epoch.
 #[track_caller]
@@ -43,7 +29,7 @@ fn a_device_that_vanishes_while_idle_is_found_by_keepalive() {
     let scene = Scene::new("vanishes-idle");
     let presence = scene.presence();
     let site = Site::new();
-    let bridge = vigilant(&scene).start();
+    let bridge = scene.setup().vigilant().start();
     let _device = site.device(&bridge, 0);
     let epoch = online(&presence, &site.address(0));
 
@@ -62,7 +48,7 @@ fn a_device_that_vanishes_while_data_is_on_its_way_is_found_by_the_user_timeout(
     let presence = scene.presence();
     let receipts = scene.receipts();
     let site = Site::new();
-    let bridge = vigilant(&scene).start();
+    let bridge = scene.setup().vigilant().start();
     let undelivered = scene.undelivered_inbox();
     let _device = site.device(&bridge, 0);
     let epoch = online(&presence, &site.address(0));
@@ -93,7 +79,7 @@ fn a_device_that_is_unreachable_while_data_is_on_its_way_has_timed_out_too() {
     let presence = scene.presence();
     let site = Site::new();
     // Long enough for the kernel to ask three times in vain who has the address: it then has an error of its own to tell.
-    let bridge = vigilant(&scene).set("DEVICE_USER_TIMEOUT", "8s").start();
+    let bridge = scene.setup().vigilant().set("DEVICE_USER_TIMEOUT", "8s").start();
     let _device = site.device(&bridge, 0);
     let epoch = online(&presence, &site.address(0));
 
@@ -108,7 +94,7 @@ fn all_devices_of_a_site_that_vanishes_are_found_and_the_others_stay() {
     let scene = Scene::new("vanishes-site");
     let presence = scene.presence();
     let site = Site::new();
-    let bridge = vigilant(&scene).start();
+    let bridge = scene.setup().vigilant().start();
     let mut stays = bridge.device("127.0.0.2");
     online(&presence, "127.0.0.2");
     let _devices = [0, 1, 2, 3].map(|device| site.device(&bridge, device));
@@ -150,7 +136,7 @@ fn an_outage_shorter_than_the_timeout_costs_nothing() {
     let scene = Scene::new("short-outage");
     let presence = scene.presence();
     let site = Site::new();
-    let bridge = reachable(&scene).start();
+    let bridge = scene.setup().reachable().start();
     let mut device = site.device(&bridge, 0);
     let epoch = online(&presence, &site.address(0));
 
@@ -173,7 +159,7 @@ fn a_device_that_is_stopped_but_whose_kernel_answers_stays_online() {
     let scene = Scene::new("stopped");
     let presence = scene.presence();
     let site = Site::new();
-    let bridge = vigilant(&scene).start();
+    let bridge = scene.setup().vigilant().start();
     let connect = format!("127.0.0.1:{}", bridge.device_port);
     let stopped =
         Program::rabbitline(&["device", "--connect", &connect, "--bind", "127.0.0.2"], &[]);
@@ -205,7 +191,7 @@ fn a_device_that_comes_back_after_it_was_found_gone_is_served_on_its_new_connect
     let scene = Scene::new("comes-back-late");
     let presence = scene.presence();
     let site = Site::new();
-    let bridge = vigilant(&scene).start();
+    let bridge = scene.setup().vigilant().start();
     let before = site.device(&bridge, 0);
     let old = online(&presence, &site.address(0));
 
@@ -230,7 +216,7 @@ fn a_device_that_comes_back_before_it_was_found_gone_is_served_on_its_new_connec
     let presence = scene.presence();
     let site = Site::new();
     // Nothing finds the old connection but the new one.
-    let setup = reachable(&scene).set("DEVICE_KEEPALIVE_IDLE", "1h");
+    let setup = scene.setup().reachable().set("DEVICE_KEEPALIVE_IDLE", "1h");
     let bridge = setup.set("DEVICE_USER_TIMEOUT", "2h").start();
     let before = site.device(&bridge, 0);
     let old = online(&presence, &site.address(0));

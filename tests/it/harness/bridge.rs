@@ -38,6 +38,20 @@ impl Setup {
         self
     }
 
+    /// One that devices of a `Site` can reach.
+    pub(crate) fn reachable(self) -> Self {
+        self.set("DEVICE_LISTEN", "0.0.0.0:0")
+    }
+
+    /// The same, and it finds dead links in a few seconds.
+    pub(crate) fn vigilant(self) -> Self {
+        self.reachable()
+            .set("DEVICE_KEEPALIVE_IDLE", "1s")
+            .set("DEVICE_KEEPALIVE_INTERVAL", "1s")
+            .set("DEVICE_KEEPALIVE_COUNT", "2")
+            .set("DEVICE_USER_TIMEOUT", "3s")
+    }
+
     /// At most so many open descriptors.
     pub(crate) fn with_few_files(mut self, files: u32) -> Self {
         self.files = Some(files);

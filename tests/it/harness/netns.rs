@@ -25,7 +25,7 @@ const NOBODY: &str = "02:00:00:00:00:99";
 /// The far end's name; it is alone in its namespace.
 const FAR: &str = "bridge";
 
-/// A site. `Setup::set("DEVICE_LISTEN", "0.0.0.0:0")` makes a bridge that can be reached from it.
+/// A site. `Setup::reachable` makes a bridge that can be reached from it.
 pub(crate) struct Site {
     near: String,
     net: Net,
