@@ -34,6 +34,6 @@ pub(crate) use netns::Site;
 pub(crate) use program::{Finished, Program};
 pub(crate) use proxy::Proxy;
 pub(crate) use scene::{Scene, command, park, reply_to};
-pub(crate) use stall::{STALL_LINE_MAX, stall, stalling_line, stalling_number};
+pub(crate) use stall::{STALL_LINE_MAX, stall, stalling_line, stalling_number, stalling_numbers};
 pub(crate) use stream::{Stream, line_of};
 pub(crate) use wait::{eventually, within};

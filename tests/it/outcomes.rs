@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::harness::{
     Letter, STALL_LINE_MAX, Scene, command, eventually, persistent, reply_to, stall, stalling_line,
-    stalling_number, table,
+    stalling_number, stalling_numbers, table,
 };
 
 #[test]
@@ -234,8 +234,7 @@ fn a_command_for_a_device_whose_lane_is_full_is_overloaded() {
 
     let expected: Vec<usize> =
         (0..PUBLISHED).filter(|number| !overloaded.contains(number)).collect();
-    let received: Vec<usize> =
-        expected.iter().map(|_| stalling_number(device.line().as_bytes())).collect();
+    let received = stalling_numbers(&mut device, expected.len());
     assert_eq!(received, expected, "every other one arrives, in order");
     bridge.until_metric("rabbitline_unsettled", |unsettled| unsettled == 0.0);
     assert_eq!(bridge.outcomes("written") as usize, expected.len());

@@ -3,11 +3,9 @@
 
 use std::collections::HashSet;
 
-use serde_json::json;
-
 use crate::harness::{
-    Bridge, Device, Dice, Inbox, STALL_LINE_MAX, Scene, Setup, command, eventually, park,
-    persistent, reply_to, stalling_line, stalling_number,
+    Bridge, Device, Dice, Inbox, STALL_LINE_MAX, Scene, Setup, command, eventually, park, reply_to,
+    stalling_line, stalling_number, stalling_numbers,
 };
 
 const ADDRESS: &str = "127.0.0.9";
@@ -25,12 +23,7 @@ fn new_commands_come_after_those_that_were_parked() {
     scene.until_drained(&bridge);
 
     let mut device = bridge.device(ADDRESS);
-    let messages = (PARKED..PARKED + NEW).map(|number| {
-        let if_offline = if number % 3 == 0 { "reject" } else { "park" };
-        let body = json!({"address": ADDRESS, "cmd": number.to_string(), "if_offline": if_offline});
-        (body.to_string().into_bytes(), persistent())
-    });
-    scene.amqp.publish_all(&scene.exchange(), &scene.queue(), messages);
+    scene.publish_mixed(ADDRESS, PARKED..PARKED + NEW, |number| number.to_string());
 
     assert_eq!(take(&mut device, PARKED + NEW), (0..PARKED + NEW).collect::<Vec<_>>());
     all_written(&scene, &bridge, PARKED + NEW);
@@ -153,15 +146,9 @@ fn a_device_that_reads_slowly_gets_its_parked_commands_and_then_the_new_ones() {
 
     let mut device = bridge.narrow_device(ADDRESS);
     bridge.until_metric("rabbitline_lane_commands", |waiting| waiting >= 2.0);
-    for number in PARKED..PARKED + NEW {
-        let if_offline = if number % 3 == 0 { "reject" } else { "park" };
-        scene.publish(
-            &json!({"address": ADDRESS, "cmd": stalling_line(number), "if_offline": if_offline}),
-        );
-    }
+    scene.publish_mixed(ADDRESS, PARKED..PARKED + NEW, stalling_line);
 
-    let received: Vec<usize> =
-        (0..PARKED + NEW).map(|_| stalling_number(device.line().as_bytes())).collect();
+    let received = stalling_numbers(&mut device, PARKED + NEW);
     assert_eq!(received, (0..PARKED + NEW).collect::<Vec<_>>());
     all_written(&scene, &bridge, PARKED + NEW);
 }
@@ -180,9 +167,7 @@ fn a_command_that_finds_the_lane_full_is_not_parked_and_overtakes_none() {
     assert!(!refused.is_empty());
 
     let expected: Vec<usize> = (0..COMMANDS).filter(|number| !refused.contains(number)).collect();
-    let received: Vec<usize> =
-        expected.iter().map(|_| stalling_number(device.line().as_bytes())).collect();
-    assert_eq!(received, expected, "in order");
+    assert_eq!(stalling_numbers(&mut device, expected.len()), expected, "in order");
     all_settled(&scene, &bridge);
     assert_eq!(bridge.outcomes("parked"), 0.0);
 }
@@ -199,20 +184,13 @@ fn a_lane_that_is_full_behind_parked_commands_lets_none_overtake() {
     scene.until_drained(&bridge);
     let mut device = bridge.narrow_device(ADDRESS);
     bridge.until_metric("rabbitline_lane_commands", |waiting| waiting >= 2.0);
-    for number in PARKED..PARKED + NEW {
-        let if_offline = if number % 2 == 0 { "reject" } else { "park" };
-        scene.publish(
-            &json!({"address": ADDRESS, "cmd": stalling_line(number), "if_offline": if_offline}),
-        );
-    }
+    scene.publish_mixed(ADDRESS, PARKED..PARKED + NEW, stalling_line);
     scene.publish(&command("127.0.0.8", LAST));
     let refused = overloaded(&scene);
 
     let expected: Vec<usize> =
         (0..PARKED + NEW).filter(|number| !refused.contains(number)).collect();
-    let received: Vec<usize> =
-        expected.iter().map(|_| stalling_number(device.line().as_bytes())).collect();
-    assert_eq!(received, expected, "in order");
+    assert_eq!(stalling_numbers(&mut device, expected.len()), expected, "in order");
     all_settled(&scene, &bridge);
 }
 

@@ -6,7 +6,7 @@ use serde_json::json;
 
 use crate::harness::{
     Amqp, Bridge, Device, Fleet, STALL_LINE_MAX, Scene, Setup, Stream, address, command,
-    eventually, free_port, park, persistent, reply_to, stalling_line, stalling_number,
+    eventually, free_port, park, reply_to, stalling_line, stalling_number,
 };
 
 const ADDRESS: &str = "127.0.0.9";
@@ -27,11 +27,7 @@ fn a_bridge_that_is_killed_leaves_what_is_parked_to_the_next() {
     let bridge = setup.start();
     let fleet = Fleet::start(DEVICES, bridge.device_port);
 
-    eventually("every command has arrived", || fleet.has(stream.total()));
-    let arrived = stream.arrived(&fleet);
-    assert_eq!(arrived.missing, Vec::<String>::new());
-    assert!(arrived.duplicates <= PREFETCH, "{} came twice", arrived.duplicates);
-    until_nothing_is_parked(&scene, &bridge);
+    until_all_arrived(&scene, &bridge, &stream, &fleet, PREFETCH);
 }
 
 #[test]
@@ -50,11 +46,7 @@ fn a_bridge_killed_in_the_midst_of_parked_commands_repeats_only_those_in_hand() 
     assert!(before < stream.total(), "it was killed too late to show anything");
     let bridge = setup.start();
 
-    eventually("every command has arrived", || fleet.has(stream.total()));
-    until_nothing_is_parked(&scene, &bridge);
-    let arrived = stream.arrived(&fleet);
-    assert_eq!(arrived.missing, Vec::<String>::new());
-    assert!(arrived.duplicates <= DEVICES * IN_HAND, "{} came twice", arrived.duplicates);
+    until_all_arrived(&scene, &bridge, &stream, &fleet, DEVICES * IN_HAND);
     assert_eq!(bridge.outcomes("offline") + bridge.outcomes("uncertain"), 0.0);
 }
 
@@ -74,11 +66,7 @@ fn a_bridge_told_to_end_in_the_midst_of_parked_commands_leaves_the_rest_to_the_n
     assert!(fleet.distinct() < stream.total(), "it ended too late to show anything");
     let bridge = setup.start();
 
-    eventually("every command has arrived", || fleet.has(stream.total()));
-    until_nothing_is_parked(&scene, &bridge);
-    let arrived = stream.arrived(&fleet);
-    assert_eq!(arrived.missing, Vec::<String>::new());
-    assert!(arrived.duplicates <= DEVICES * IN_HAND, "{} came twice", arrived.duplicates);
+    until_all_arrived(&scene, &bridge, &stream, &fleet, DEVICES * IN_HAND);
 }
 
 #[test]
@@ -96,12 +84,8 @@ fn a_broker_that_crashes_and_returns_has_what_was_parked() {
     bridge.until_metric("rabbitline_devices_connected", |count| count == DEVICES as f64);
     scene.restart_broker();
 
-    eventually("every command has arrived", || fleet.has(stream.total()));
-    until_nothing_is_parked(&scene, &bridge);
-    let arrived = stream.arrived(&fleet);
-    assert_eq!(arrived.missing, Vec::<String>::new());
     // The broker may have forgotten that they were acknowledged in the command queue, and then they are new as well.
-    assert!(arrived.duplicates <= stream.total(), "{} came twice", arrived.duplicates);
+    until_all_arrived(&scene, &bridge, &stream, &fleet, stream.total());
     assert_eq!(fleet.connections(), DEVICES, "no device was cut off");
 }
 
@@ -122,11 +106,7 @@ fn connections_cut_in_the_midst_of_parked_commands_cost_only_repeats_of_those_in
     bridge.program.signal("CONT");
     scene.amqp = Amqp::connect(scene.broker.port());
 
-    eventually("every command has arrived", || fleet.has(stream.total()));
-    until_nothing_is_parked(&scene, &bridge);
-    let arrived = stream.arrived(&fleet);
-    assert_eq!(arrived.missing, Vec::<String>::new());
-    assert!(arrived.duplicates <= DEVICES * IN_HAND, "{} came twice", arrived.duplicates);
+    until_all_arrived(&scene, &bridge, &stream, &fleet, DEVICES * IN_HAND);
     assert_eq!(fleet.connections(), DEVICES, "no device was cut off");
 }
 
@@ -214,13 +194,8 @@ fn commands_parked_by_an_earlier_bridge_go_before_new_ones() {
     let bridge = midway(&scene).start();
 
     let mut device = Device::connect(ADDRESS, bridge.device_port);
-    let new = (PARKED..2 * PARKED).map(|number| {
-        let if_offline = if number % 2 == 0 { "reject" } else { "park" };
-        let body = json!({"address": ADDRESS, "cmd": number.to_string(), "if_offline": if_offline});
-        (body.to_string().into_bytes(), persistent())
-    });
     bridge.until_metric("rabbitline_devices_connected", |count| count == 1.0);
-    scene.amqp.publish_all(&scene.exchange(), &scene.queue(), new);
+    scene.publish_mixed(ADDRESS, PARKED..2 * PARKED, |number| number.to_string());
 
     for number in 0..2 * PARKED {
         assert_eq!(device.line(), format!("{number}\r\n"));
@@ -256,6 +231,16 @@ fn midway(scene: &Scene) -> Setup {
         .set("MQ_PREFETCH", PREFETCH.to_string())
         .set("MQ_STALLED_MAX", "2000")
         .set("DEVICE_LANE_MAX", "2000")
+}
+
+/// Waits until every command has arrived and none is parked, and checks that at most `again` came twice.
+#[track_caller]
+fn until_all_arrived(scene: &Scene, bridge: &Bridge, stream: &Stream, fleet: &Fleet, again: usize) {
+    eventually("every command has arrived", || fleet.has(stream.total()));
+    until_nothing_is_parked(scene, bridge);
+    let arrived = stream.arrived(fleet);
+    assert_eq!(arrived.missing, Vec::<String>::new());
+    assert!(arrived.duplicates <= again, "{} came twice", arrived.duplicates);
 }
 
 /// Waits until all commands have their fate, and looks into every queue for parked ones.

@@ -123,6 +123,22 @@ impl Scene {
         self.amqp.publish_all(&self.exchange(), &self.queue(), messages);
     }
 
+    /// Publishes commands of which every other one may be parked; `cmd` makes each of its number.
+    #[track_caller]
+    pub(crate) fn publish_mixed(
+        &self,
+        address: &str,
+        numbers: Range<usize>,
+        cmd: impl Fn(usize) -> String,
+    ) {
+        let messages = numbers.map(|number| {
+            let if_offline = if number % 2 == 0 { "reject" } else { "park" };
+            let body = json!({"address": address, "cmd": cmd(number), "if_offline": if_offline});
+            (body.to_string().into_bytes(), persistent())
+        });
+        self.amqp.publish_all(&self.exchange(), &self.queue(), messages);
+    }
+
     /// Waits until so many commands are parked for a device. Before a bridge is killed `until_drained` does not say so:
     /// what the broker has sent and the bridge has not taken up is neither here nor there.
     #[track_caller]

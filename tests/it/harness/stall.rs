@@ -1,6 +1,6 @@
 //! A device that does not read, and the commands that wait for it.
 
-use super::{Bridge, Scene, command, eventually};
+use super::{Bridge, Device, Scene, command, eventually};
 
 /// Large, so that a few fill the buffers of a connection.
 const LENGTH: usize = 100_000;
@@ -47,4 +47,10 @@ pub(crate) fn stalling_number(line: &[u8]) -> usize {
     let number = text.get(..6).and_then(|digits| digits.parse().ok()).expect("a large command");
     assert_eq!(text, stalling_line(number) + "\r\n", "a whole line");
     number
+}
+
+/// The numbers of the next `count` lines of a device, which are large commands.
+#[track_caller]
+pub(crate) fn stalling_numbers(device: &mut Device, count: usize) -> Vec<usize> {
+    (0..count).map(|_| stalling_number(device.line().as_bytes())).collect()
 }
