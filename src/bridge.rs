@@ -29,6 +29,9 @@ use crate::uplink::Uplink;
 /// the commands in hand have had the rest.
 const REPORT_SHARE: u32 = 4;
 
+/// RabbitMQ gives up a connection after two heartbeats without a byte; one more for its timers.
+const HEARTBEATS_TO_NOTICE: u32 = 3;
+
 /// A bridge that runs.
 #[derive(Debug)]
 pub struct Bridge {
@@ -147,6 +150,7 @@ impl Parts {
         let parking = Arc::new(Parking::new(
             settings.command.parked_max.0,
             settings.command.parked_total_max.0,
+            settings.mq.heartbeat * HEARTBEATS_TO_NOTICE,
         ));
         let reporter = Reporter::new(
             Arc::clone(&jobs),

@@ -4,9 +4,10 @@
 //! what goes in, the publisher says when it is there, the drainer fetches it once the device is
 //! connected. A lot ends when the broker has nothing more for it and nothing is on its way.
 
+mod lot;
 mod place;
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -14,6 +15,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use lot::{Fetching, Held, Lot, Missing};
 pub(crate) use place::{Full, Place};
 
 use crate::command::Address;
@@ -36,6 +38,8 @@ const COUNT_EVERY: Duration = Duration::from_secs(1);
 pub(crate) struct Parking {
     device_max: usize,
     total_max: usize,
+    /// How long the broker may take to notice that a connection is lost.
+    returns_within: Duration,
     /// How many lots there are, readable without the lock: usually none.
     count: AtomicUsize,
     /// Tells the drainer that there is something to fetch.
@@ -82,48 +86,14 @@ pub(crate) enum Work {
     Count(Address),
 }
 
-/// What is known of one device's parked commands.
-#[derive(Debug, Default)]
-struct Lot {
-    /// On their way to the broker.
-    publishing: usize,
-    /// In the broker, put there by this process, by their numbers.
-    held: BTreeMap<u64, Held>,
-    /// In the broker since before this process, as far as it is known.
-    older: usize,
-    /// Whether something has landed in the broker since it was asked for more.
-    landed: bool,
-    fetching: Fetching,
-}
-
-impl Lot {
-    fn len(&self) -> usize {
-        self.publishing + self.held.len() + self.older
-    }
-}
-
-/// One parked command.
-#[derive(Debug)]
-struct Held {
-    expires: Instant,
-    /// What it takes to tell its sender that it expired, if that was asked for.
-    facts: Option<Arc<Facts>>,
-}
-
-#[derive(Debug, Default, PartialEq, Eq)]
-enum Fetching {
-    #[default]
-    No,
-    Wanted,
-    Running,
-}
-
 impl Parking {
-    /// Nothing parked; at most `device_max` commands for a device and `total_max` for all.
-    pub(crate) fn new(device_max: usize, total_max: usize) -> Self {
+    /// Nothing parked; at most `device_max` commands for a device and `total_max` for all, at a broker
+    /// that notices within `returns_within` when a connection is lost.
+    pub(crate) fn new(device_max: usize, total_max: usize, returns_within: Duration) -> Self {
         Self {
             device_max,
             total_max,
+            returns_within,
             count: AtomicUsize::new(0),
             work: Notify::new(),
             landing: Notify::new(),
@@ -278,6 +248,35 @@ impl Parking {
         }
     }
 
+    /// The connection is lost on which those with these ids were in hand.
+    pub(crate) fn lost(&self, address: &Address, ids: Vec<Box<str>>) {
+        if let Some(lot) = self.lock().lots.get_mut(address) {
+            lot.missing = Some(Missing { ids, until: Instant::now() + self.returns_within });
+        }
+    }
+
+    /// What was given back is in its place again.
+    pub(crate) fn returned(&self, address: &Address) {
+        if let Some(lot) = self.lock().lots.get_mut(address) {
+            lot.missing = None;
+        }
+    }
+
+    /// Whether others may still have to come back before the one with the id `shown`, or before the
+    /// broker's word that there is none.
+    pub(crate) fn misses_some(&self, address: &Address, shown: Option<&str>, now: Instant) -> bool {
+        let mut state = self.lock();
+        let Some(lot) = state.lots.get_mut(address) else { return false };
+        // They come back together.
+        let is_one = |missing: &Missing| {
+            shown.is_some_and(|shown| missing.ids.iter().any(|id| **id == *shown))
+        };
+        if lot.missing.as_ref().is_some_and(is_one) {
+            lot.missing = None;
+        }
+        lot.is_missing_some(now)
+    }
+
     /// One was fetched from the broker for good: the one with this number, if this process put it there.
     pub(crate) fn fetched(&self, address: &Address, number: Option<u64>) {
         let mut state = self.lock();
@@ -306,7 +305,7 @@ impl Parking {
                 !is_past
             });
             *total = total.saturating_sub(before - lot.held.len());
-            lot.len() > 0 || lot.fetching != Fetching::No
+            !lot.is_idle(now)
         });
         self.counted(&state);
         expired
@@ -393,8 +392,8 @@ impl Parking {
     /// Drops the lot of a device that is not connected and has nothing parked, as far as is known:
     /// the next connect asks.
     fn drop_if_idle(&self, state: &mut State, address: &Address) {
-        let idle = |lot: &Lot| lot.len() == 0 && lot.fetching == Fetching::No;
-        if state.lots.get(address).is_some_and(idle) {
+        let now = Instant::now();
+        if state.lots.get(address).is_some_and(|lot| lot.is_idle(now)) {
             state.lots.remove(address);
             self.counted(state);
         }

@@ -5,21 +5,25 @@
 //! each once its fate is known; so if the device's connection ends in the midst of it, what is not
 //! settled goes back to where it was when the channel closes, and nothing changes its place.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use lapin::Channel;
-use lapin::message::Delivery as Delivered;
-use lapin::options::{BasicAckOptions, BasicGetOptions, QueueDeclareOptions};
+use lapin::message::{BasicGetMessage, Delivery as Delivered};
+use lapin::options::{BasicAckOptions, BasicGetOptions, BasicNackOptions, QueueDeclareOptions};
 use lapin::types::FieldTable;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tracing::warn;
 
 use super::BrokerError;
 use super::connection::Link;
 use super::intake::Intake;
+use super::message;
 use super::topology::{self, NOT_FOUND};
 use crate::command::Address;
 use crate::device::Session;
@@ -32,6 +36,12 @@ use crate::settlement::{Settlement, Verdict};
 const DEVICES_AT_A_TIME: usize = 64;
 /// Commands of one device in hand at a time: what a device that is slow holds back in memory.
 const IN_HAND_MAX: usize = 32;
+/// Commands of one device fetched last, of which the broker may not know that they are acknowledged:
+/// those in hand, and as many that were acknowledged since the last one was asked for.
+const RECENT_MAX: usize = 2 * IN_HAND_MAX;
+/// How often a queue is looked at again while the broker still takes what was first in it to be in
+/// the hands of a connection that is lost.
+const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
 /// Fetches for as long as the connection lasts.
 pub(super) async fn run(link: &Link, intake: &Intake) -> Result<Infallible, BrokerError> {
@@ -140,6 +150,7 @@ async fn fetch_for(
         let closed = channel.close(200, "done".into()).await;
         closed.map_err(BrokerError::during("giving parked commands back"))?;
     }
+    devices.parking.returned(address);
     Ok(fetched)
 }
 
@@ -152,14 +163,27 @@ struct Hand<'a> {
     settled: mpsc::Receiver<Verdict>,
     /// Commands in hand, with their numbers if this process has parked them.
     open: Vec<(u64, Option<u64>)>,
+    /// The ids of those fetched last.
+    recent: VecDeque<Box<str>>,
     /// Whether one was given back: then those behind it must not be fetched.
     returned: bool,
+}
+
+impl Drop for Hand<'_> {
+    fn drop(&mut self) {
+        let holds_some = self.returned || !self.open.is_empty();
+        if holds_some && !self.recent.is_empty() {
+            let ids = std::mem::take(&mut self.recent).into();
+            self.intake.devices().parking.lost(self.address, ids);
+        }
+    }
 }
 
 impl<'a> Hand<'a> {
     fn new(intake: &'a Intake, channel: &'a Channel, address: &'a Address) -> Self {
         let (verdicts, settled) = mpsc::channel(IN_HAND_MAX);
-        Self { intake, channel, address, verdicts, settled, open: Vec::new(), returned: false }
+        let (open, recent, returned) = (Vec::new(), VecDeque::new(), false);
+        Self { intake, channel, address, verdicts, settled, open, recent, returned }
     }
 
     /// Fetches until the broker has nothing more, which is true, or one was given back.
@@ -179,6 +203,15 @@ impl<'a> Hand<'a> {
             devices.parking.asking(self.address);
             let got = self.channel.basic_get(queue.into(), BasicGetOptions { no_ack: false }).await;
             match got {
+                Ok(got) if self.misses_some(got.as_ref()) => {
+                    if let Some(early) = got {
+                        self.put_back(early.delivery.delivery_tag).await?;
+                    }
+                    if session.is_closed() {
+                        return Ok(false);
+                    }
+                    tokio::time::sleep(LOOK_AGAIN).await;
+                }
                 Ok(Some(got)) => self.take_up(got.delivery, session),
                 Ok(None) if !self.open.is_empty() => self.wait().await?,
                 Ok(None) if session.finish_parked(devices) => return Ok(true),
@@ -201,8 +234,13 @@ impl<'a> Hand<'a> {
         let tag = delivered.delivery_tag;
         let devices = self.intake.devices();
         let settlement = Settlement::new(tag, self.verdicts.clone(), devices.metrics.clone());
+        let id = message::parked_id(&delivered.properties).map(Into::into);
         let (order, number) = self.intake.parked_order(delivered, settlement);
         self.open.push((tag, number));
+        self.recent.extend(id);
+        if self.recent.len() > RECENT_MAX {
+            self.recent.pop_front();
+        }
         let order = match order {
             Ok(order) => order,
             Err(settlement) => {
@@ -220,6 +258,19 @@ impl<'a> Hand<'a> {
                 devices.hand_back_untouched(order);
             }
         }
+    }
+
+    /// Whether what was in hand on an earlier connection has to come before what the broker shows.
+    fn misses_some(&self, shown: Option<&BasicGetMessage>) -> bool {
+        let id = shown.and_then(|shown| message::parked_id(&shown.delivery.properties));
+        self.intake.devices().parking.misses_some(self.address, id, Instant::now())
+    }
+
+    /// Puts one back in its place in the queue.
+    async fn put_back(&self, tag: u64) -> Result<(), BrokerError> {
+        let options = BasicNackOptions { multiple: false, requeue: true };
+        let put = self.channel.basic_nack(tag, options).await;
+        put.map_err(BrokerError::during("putting a parked command back"))
     }
 
     /// Waits until one in hand is settled.

@@ -31,6 +31,15 @@ pub(super) struct ParkedMarks {
     pub(super) by: Option<String>,
 }
 
+/// What a message is known by while it is parked.
+pub(super) fn parked_id(properties: &BasicProperties) -> Option<&str> {
+    let AMQPValue::LongString(id) = properties.headers().as_ref()?.inner().get(PARKED_BY_HEADER)?
+    else {
+        return None;
+    };
+    std::str::from_utf8(id.as_bytes()).ok()
+}
+
 /// A message as the broker delivered it.
 #[derive(Debug)]
 pub struct Message {

@@ -1,6 +1,8 @@
 use super::*;
 use crate::order::tests::facts;
 
+const RETURNS_WITHIN: Duration = Duration::from_secs(30);
+
 fn device() -> Address {
     facts(None, "ON").command.address
 }
@@ -16,7 +18,7 @@ fn other() -> Arc<Facts> {
 }
 
 fn parking(device_max: usize, total_max: usize) -> Arc<Parking> {
-    Arc::new(Parking::new(device_max, total_max))
+    Arc::new(Parking::new(device_max, total_max, RETURNS_WITHIN))
 }
 
 #[test]
@@ -91,4 +93,27 @@ async fn a_device_is_asked_about_once_and_only_if_anything_was_ever_parked() {
     assert!(parking.finish(&device()));
     parking.arrived(&device());
     assert!(!parking.gates(&device()), "it is known to have nothing");
+}
+
+#[test]
+fn what_was_in_hand_on_a_lost_connection_is_missed_until_it_is_back_or_the_broker_must_know() {
+    let parking = parking(2, 3);
+    parking.set_in_use();
+    parking.arrived(&device());
+    let now = Instant::now();
+    let misses = |shown, now| parking.misses_some(&device(), shown, now);
+    assert!(!misses(Some("b-3"), now));
+
+    parking.lost(&device(), ["b-1".into(), "b-2".into()].into());
+    assert_eq!(parking.restart(), [device()]);
+    parking.look_again(&device(), false);
+    assert!(parking.gates(&device()), "new commands stay behind it");
+    assert!(misses(None, now));
+    assert!(misses(Some("b-3"), now));
+    assert!(!misses(Some("b-3"), now + 2 * RETURNS_WITHIN));
+    assert!(!misses(Some("b-1"), now));
+    assert!(!misses(Some("b-3"), now), "they come back together");
+
+    parking.look_again(&device(), false);
+    assert!(!parking.gates(&device()));
 }

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use serde_json::json;
 
 use crate::harness::{
-    Amqp, Bridge, Device, Fleet, STALL_LINE_MAX, Scene, Setup, Stream, address, command,
+    Amqp, Bridge, Device, Fleet, Proxy, STALL_LINE_MAX, Scene, Setup, Stream, address, command,
     eventually, free_port, park, reply_to, stalling_line, stalling_number,
 };
 
@@ -199,6 +199,29 @@ fn commands_parked_by_an_earlier_bridge_go_before_new_ones() {
 
     for number in 0..2 * PARKED {
         assert_eq!(device.line(), format!("{number}\r\n"));
+    }
+    until_nothing_is_parked(&scene, &bridge);
+}
+
+#[test]
+fn what_was_in_hand_on_a_connection_that_went_half_open_is_waited_for() {
+    let scene = Scene::new("parked-half-open");
+    let proxy = Proxy::start(scene.broker.port());
+    let setup = scene.setup().set("MQ_PORT", proxy.port().to_string()).set("MQ_HEARTBEAT", "1s");
+    let bridge = setup.set("COMMAND_CONFIRM", "answered").start();
+    scene.park_numbers(ADDRESS, 0..IN_HAND);
+    scene.until_parked(ADDRESS, IN_HAND);
+    let mut device = Device::connect(ADDRESS, bridge.device_port);
+    assert_eq!(device.line(), "0\r\n");
+
+    // The broker takes what the bridge has in hand to be there still, until it misses the heartbeats.
+    proxy.cut_half(usize::MAX);
+    bridge.until_logged(&["retry_in_ms", "consumer"]);
+    device.send(b"OK\n");
+
+    for number in 1..IN_HAND {
+        assert_eq!(device.line(), format!("{number}\r\n"));
+        device.send(b"OK\n");
     }
     until_nothing_is_parked(&scene, &bridge);
 }
