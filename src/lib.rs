@@ -23,6 +23,8 @@ pub mod broker;
 pub mod router;
 
 pub mod device;
+#[allow(dead_code)]
+mod protocol;
 
 mod ledger;
 mod parking;

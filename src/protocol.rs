@@ -1,0 +1,215 @@
+//! The wire formats that devices speak, one file each, behind one small trait. Pure: bytes and a
+//! `Port` come in, bytes go out; no socket, no clock, no lock.
+//!
+//! A protocol cuts what a device sends into frames and does what they ask for through the `Port` of
+//! the device's session; and it writes what is said to a device in its own format. What is said to
+//! many is encoded once for each format.
+
+mod channel;
+mod chat;
+mod partial;
+#[cfg(test)]
+mod recorder;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer, Serialize, Serializer, ser};
+use serde_json::value::RawValue;
+
+use crate::command::{Address, Reason};
+
+/// What a device is told, whatever its wire format.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Payload {
+    pub(crate) content: Content,
+    /// The group it was said to, if it was.
+    pub(crate) group: Option<Arc<str>>,
+    /// Who says it, where a format has a place for that.
+    pub(crate) from: Option<Arc<str>>,
+    /// To how many it was addressed.
+    pub(crate) reach: Reach,
+}
+
+/// A string as its text, any other JSON value as JSON without white space between its tokens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Content {
+    Text(Box<str>),
+    Json(Box<str>),
+}
+
+impl Content {
+    /// A JSON value as somebody wrote it.
+    pub(crate) fn of(raw: &RawValue) -> Self {
+        // A string that is no text, as `"\ud800"`, stays the JSON it is.
+        match value(raw) {
+            Some(text) => Self::Text(text),
+            None => Self::Json(compact(raw.get()).into()),
+        }
+    }
+}
+
+impl Serialize for Content {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Text(text) => serializer.serialize_str(text),
+            // Looked through once more: what is no JSON would garble the frame around it.
+            Self::Json(json) => serde_json::from_str::<&RawValue>(json)
+                .map_err(ser::Error::custom)?
+                .serialize(serializer),
+        }
+    }
+}
+
+/// To how many something was addressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reach {
+    One,
+    Several,
+    All,
+}
+
+/// To whom a device wants something said.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Audience {
+    Group(Arc<str>),
+    These(Vec<Address>),
+    All,
+}
+
+/// What a device can do besides reading: the part of its session that a protocol sees.
+pub(crate) trait Port {
+    /// Takes up something the device says to the backends: an answer, or uplink.
+    fn line(&mut self, line: &[u8]);
+    /// Sends a frame back to this device.
+    fn reply(&mut self, frame: &[u8]);
+    /// Makes it a member of a group, which begins with its first member; how many there are then.
+    fn join(&mut self, group: &str) -> Result<usize, Reason>;
+    /// Ends its membership; how many are left, or None if it was no member.
+    fn leave(&mut self, group: &str) -> Option<usize>;
+    /// How many are in a group; None if there is no such group.
+    fn members(&self, group: &str) -> Option<usize>;
+    /// Says something to others, and to itself if it is among them.
+    fn say(&mut self, audience: Audience, payload: Payload);
+    /// From now on, ends the connection when the device sends nothing for this long.
+    fn end_if_silent_for(&mut self, limit: Duration);
+}
+
+/// One device's side of a wire format.
+pub(crate) trait Protocol: fmt::Debug + Send {
+    /// Takes up bytes as they come, in any pieces.
+    fn feed(&mut self, bytes: &[u8], port: &mut dyn Port) -> Result<(), Broken>;
+}
+
+/// Why a connection cannot go on: what follows could not be told apart from what came.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Broken {
+    /// A frame was longer than the limit.
+    TooLong,
+    /// It is not the format; the reason says what was expected.
+    Malformed(Reason),
+    /// The device ended it in an orderly way.
+    Closed,
+}
+
+/// What the beginning of a connection says of who the device is.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Hello {
+    /// Not enough has come.
+    More,
+    /// The first so many bytes say nothing of it and are dropped.
+    Ignore(usize),
+    /// The first so many bytes say this.
+    Claim { length: usize, id: String, token: Option<String> },
+}
+
+/// The fields of a JSON object; else what is there instead.
+fn object<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, Reason> {
+    let text =
+        std::str::from_utf8(bytes).map_err(|error| format!("expected UTF-8, got {error}"))?;
+    // serde would take an array for the fields in order.
+    if !text.trim_ascii_start().starts_with('{') {
+        return Err("expected a JSON object".into());
+    }
+    serde_json::from_str(text)
+        .map_err(|error| format!("expected a JSON object, got {error}").into())
+}
+
+/// What `raw` says, if it is of this type.
+fn value<T: DeserializeOwned>(raw: &RawValue) -> Option<T> {
+    serde_json::from_str(raw.get()).ok()
+}
+
+/// A string's text.
+fn text(name: &str, raw: Option<&RawValue>) -> Result<String, Reason> {
+    let raw = raw.ok_or_else(|| missing(name))?;
+    value(raw).ok_or_else(|| format!("{name}: expected a string").into())
+}
+
+/// A field that may be `null`, which serde would take for a missing one.
+fn nullable<'de, D: Deserializer<'de>>(field: D) -> Result<Option<&'de RawValue>, D::Error> {
+    <&RawValue>::deserialize(field).map(Some)
+}
+
+/// A frame's JSON.
+fn json(frame: &impl Serialize) -> Result<String, Reason> {
+    serde_json::to_string(frame).map_err(|error| format!("content: no JSON: {error}").into())
+}
+
+/// JSON without the white space between its tokens.
+fn compact(json: &str) -> String {
+    let (mut in_string, mut escaped) = (false, false);
+    json.chars()
+        .filter(|c| {
+            if in_string {
+                in_string = escaped || *c != '"';
+                escaped = !escaped && *c == '\\';
+                return true;
+            }
+            in_string = *c == '"';
+            !c.is_ascii_whitespace()
+        })
+        .collect()
+}
+
+fn missing(name: &str) -> Reason {
+    format!("{name}: missing").into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn content(json: &str) -> Content {
+        Content::of(&RawValue::from_string(json.to_owned()).expect(json))
+    }
+
+    #[test]
+    fn a_string_is_its_text_and_any_other_value_is_compact_json() {
+        assert_eq!(content(r#""a \" \u00e9""#), Content::Text("a \" é".into()));
+        let check = |json: &str, compact: &str| {
+            assert_eq!(content(json), Content::Json(compact.into()));
+        };
+        check(r#"{ "z" : 1.50, "a" : [ true , "x \" y" ] }"#, r#"{"z":1.50,"a":[true,"x \" y"]}"#);
+        check("12345678901234567890123", "12345678901234567890123");
+        check("null", "null");
+        check(r#""\ud800""#, r#""\ud800""#);
+    }
+
+    #[test]
+    fn content_is_written_as_it_was_read() {
+        for json in [r#""a\"b""#, "1.50", r#"{"b":1,"a":[]}"#, "null", r#""\ud800""#] {
+            assert_eq!(super::json(&content(json)).as_deref(), Ok(json));
+        }
+    }
+
+    #[test]
+    fn content_that_is_no_json_is_not_written() {
+        for garbled in ["", "{", "1 2", "}"] {
+            let error = json(&Content::Json(garbled.into())).expect_err(garbled);
+            assert!(error.starts_with("content: no JSON"), "{error}");
+        }
+    }
+}

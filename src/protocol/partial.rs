@@ -1,0 +1,54 @@
+//! `Partial`: the beginning of a frame whose end has not come yet.
+
+/// Empty, and without memory, between frames. Whoever cuts the frames bounds it.
+#[derive(Debug, Default)]
+pub(super) struct Partial(Vec<u8>);
+
+impl Partial {
+    /// How much is here.
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Takes up bytes as they come: `cut` sees all that is here and tells how much of it it has
+    /// used up, until it tells that it needs more, which is nothing used.
+    pub(super) fn feed<E>(
+        &mut self,
+        bytes: &[u8],
+        cut: impl FnMut(&[u8]) -> Result<usize, E>,
+    ) -> Result<(), E> {
+        if self.0.is_empty() {
+            // What comes in whole frames is never copied.
+            self.0.extend_from_slice(rest(bytes, cut)?);
+            return Ok(());
+        }
+        self.0.extend_from_slice(bytes);
+        let rest = rest(&self.0, cut)?;
+        // What goes on being one frame stays where it is: copied at each piece, it would be copied
+        // many times over.
+        if rest.len() < self.0.len() {
+            self.0 = rest.to_vec();
+        }
+        Ok(())
+    }
+}
+
+/// What `cut` leaves of `bytes`.
+fn rest<E>(mut bytes: &[u8], mut cut: impl FnMut(&[u8]) -> Result<usize, E>) -> Result<&[u8], E> {
+    while !bytes.is_empty() {
+        let used = cut(bytes)?;
+        if used == 0 {
+            break;
+        }
+        bytes = bytes.get(used..).unwrap_or_default();
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
+impl Partial {
+    /// Whether it holds memory.
+    pub(super) fn holds_memory(&self) -> bool {
+        self.0.capacity() > 0
+    }
+}
