@@ -10,6 +10,7 @@ mod chat;
 mod partial;
 #[cfg(test)]
 mod recorder;
+mod topic;
 
 use std::fmt;
 use std::sync::Arc;
