@@ -21,7 +21,7 @@ const HEADER: usize = 12;
 /// The version that is written. Any is read.
 const VERSION: u32 = 1;
 
-/// Who says that it lives must not be silent for longer: clients say it every second or two.
+/// How long a device may be silent that has told that it lives: the format says so.
 const HEARTBEAT_SILENCE: Duration = Duration::from_secs(4);
 
 /// What a frame is about.

@@ -52,3 +52,44 @@ impl Partial {
         self.0.capacity() > 0
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Feeds frames that begin with their length; the frames it cut.
+    fn feed(partial: &mut Partial, bytes: &[u8]) -> Vec<Vec<u8>> {
+        let mut frames = Vec::new();
+        let fed = partial.feed(bytes, |bytes| {
+            let Some((length, rest)) = bytes.split_first() else { return Err("nothing") };
+            let Some(frame) = rest.get(..usize::from(*length)) else { return Ok(0) };
+            frames.push(frame.to_vec());
+            Ok(1 + frame.len())
+        });
+        assert_eq!(fed, Ok(()));
+        frames
+    }
+
+    #[test]
+    fn what_is_not_whole_is_kept_until_it_is_and_no_longer() {
+        let mut partial = Partial::default();
+        assert_eq!(feed(&mut partial, b"\x01a\x02bc\x00"), [&b"a"[..], b"bc", b""]);
+        assert!(!partial.holds_memory());
+        assert_eq!(feed(&mut partial, b"\x01a\x02b"), [b"a"]);
+        assert_eq!(partial.len(), 2);
+        assert_eq!(feed(&mut partial, b""), [b""; 0]);
+        assert_eq!(feed(&mut partial, b"c\x03d"), [b"bc"]);
+        assert_eq!(feed(&mut partial, b"ef"), [b"def"]);
+        assert!(!partial.holds_memory());
+    }
+
+    #[test]
+    fn an_error_is_passed_on() {
+        let mut calls = 0;
+        let fed = Partial::default().feed(b"abc", |_| {
+            calls += 1;
+            if calls < 3 { Ok(1) } else { Err("broken") }
+        });
+        assert_eq!(fed, Err("broken"));
+    }
+}

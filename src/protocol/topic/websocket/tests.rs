@@ -125,7 +125,9 @@ fn what_breaks_the_rules_ends_the_connection_with_a_code() {
     // The header tells it.
     check(b"\x81\xff\xff\xff\xff\xff\xff\xff\xff\xff\0\0\0\0", 1009, "TooLong");
     check(b"\x81\x00", 1002, "a masked frame");
-    check(&masked(FINAL | 0x40 | TEXT, b""), 1002, "no extensions");
+    for reserved in [0x40, 0x20, 0x10] {
+        check(&masked(FINAL | reserved | TEXT, b""), 1002, "no extensions");
+    }
     check(&masked(FINAL | 3, b""), 1002, "opcode");
     check(&masked(FINAL | 11, b""), 1002, "opcode");
     check(&masked(PING, b""), 1002, "a whole message");
