@@ -16,7 +16,7 @@ STOP_MARGIN = 5
 
 def main(root: Path) -> int:
     deploy = root / "deploy"
-    settings, described = read_settings(root / "src" / "settings.rs")
+    settings, described = read_settings(root / "src" / "settings" / "table.rs")
     findings = [
         *check_environment_file(deploy / "systemd" / "rabbitline.env", settings, described),
         *check_unit(deploy / "systemd" / "rabbitline.service", settings),

@@ -15,10 +15,12 @@ use tracing::{info, warn};
 
 use crate::broker::{Consumer, Intake, Jobs, Publisher};
 use crate::device::{Devices, EndReason, Listener, Registry, Rules, Sweeper};
+use crate::groups::Groups;
 use crate::http::{self, HttpState};
 use crate::metrics::Metrics;
 use crate::parking::Parking;
 use crate::presence::Presence;
+use crate::protocol::Wire;
 use crate::report::Reporter;
 use crate::router::Router;
 use crate::settings::Settings;
@@ -51,15 +53,22 @@ pub struct Bridge {
 }
 
 impl Bridge {
-    /// Binds both listeners and starts every part. The broker may be away: it is waited for.
+    /// Binds all listeners and starts every part. The broker may be away: it is waited for.
     pub async fn start(settings: Settings) -> io::Result<Self> {
-        let listener = Listener::bind(&settings.device)
-            .map_err(|error| in_use("DEVICE_LISTEN", settings.device.listen, &error))?;
+        let bridge: Arc<str> = settings.bridge_name().into();
+        let mut listeners = Vec::new();
+        for listener in &settings.listeners {
+            let rules = Arc::new(Rules::new(listener, &bridge));
+            let bound = Listener::bind(listener, rules)
+                .map_err(|error| in_use(&listener.variable, listener.address, &error))?;
+            listeners.push(bound);
+        }
         let http_listener = tokio::net::TcpListener::bind(settings.http.listen)
             .await
             .map_err(|error| in_use("HTTP_LISTEN", settings.http.listen, &error))?;
-        let (device_address, http_address) = (listener.address()?, http_listener.local_addr()?);
-        let Parts { devices, consumer, publisher, http } = Parts::new(settings);
+        let http_address = http_listener.local_addr()?;
+        let wires = listeners.iter().map(Listener::wire).collect();
+        let Parts { devices, consumer, publisher, http } = Parts::new(settings, bridge, wires);
 
         let (drain, give_up, finish) =
             (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
@@ -67,8 +76,10 @@ impl Bridge {
         let draining = Arc::clone(&http.draining);
         let publisher = tokio::spawn(publisher.run(finish.clone()));
         let sweeper = tokio::spawn(Sweeper::run(Arc::clone(&devices)));
-        sessions.spawn(listener.run(Arc::clone(&devices), sessions.clone(), drain.clone()));
-        info!(address = %device_address, "listening for devices");
+        for listener in listeners {
+            info!(listener = listener.name(), address = %listener.address()?, "listening for devices");
+            sessions.spawn(listener.run(Arc::clone(&devices), sessions.clone(), drain.clone()));
+        }
         let http = tokio::spawn(http::serve(http_listener, http));
         info!(address = %http_address, "serving HTTP");
         let consumer = tokio::spawn(consumer.run(drain.clone(), give_up.clone()));
@@ -135,9 +146,8 @@ struct Parts {
 }
 
 impl Parts {
-    fn new(settings: Settings) -> Self {
+    fn new(settings: Settings, bridge: Arc<str>, wires: Vec<Wire>) -> Self {
         let settings = Arc::new(settings);
-        let bridge: Arc<str> = settings.bridge_name().into();
         let metrics = Metrics::new();
         let work = Arc::new(Notify::new());
         let stalled_max = usize::from(settings.mq.stalled_max.get());
@@ -146,7 +156,8 @@ impl Parts {
         let presence = Arc::new(Presence::new(Arc::clone(&bridge), Arc::clone(&work)));
         let trail = Arc::new(Trail::default());
         let uplink = || Uplink::new(Arc::clone(&bridge), Arc::clone(&work), metrics.clone());
-        let uplink = settings.device.uplink.is_on().then(uplink).map(Arc::new);
+        let wants_uplink = settings.listeners.iter().any(|it| it.device.uplink.is_on());
+        let uplink = wants_uplink.then(uplink).map(Arc::new);
         let parking = Arc::new(Parking::new(
             settings.command.parked_max.0,
             settings.command.parked_total_max.0,
@@ -168,7 +179,8 @@ impl Parts {
             sweeper: Sweeper::default(),
             waiting: AtomicUsize::new(0),
             proving: AtomicUsize::new(0),
-            rules: Rules::new(&settings.device),
+            groups: Groups::default(),
+            wires,
         });
         let consumer = Consumer {
             intake: Intake::new(

@@ -1,6 +1,6 @@
-//! The nouns: `Address`, `Line`, `Command`, `Outcome`.
+//! The nouns: `Address`, `Command`, `Outcome`.
 //!
-//! They are parsed, not validated: a `Line` cannot hold a second line, an `Address` is canonical.
+//! They are parsed, not validated: an `Address` is canonical.
 //! No I/O and no clock here; the policy that belongs to an outcome lives on the outcome.
 
 use std::borrow::Cow;
@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::settings::LineEnding;
+use crate::protocol::Spoken;
 pub use crate::settings::{Confirm, IfOffline};
 
 /// Why something is as it is, for people: part of receipts, headers and logs.
@@ -68,48 +68,13 @@ impl fmt::Display for Address {
     }
 }
 
-/// The bytes of one command line, its ending included. There is no way to make one that a device
-/// would read as two lines.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Line(Box<[u8]>);
-
-impl Line {
-    /// `text` as one line; else why it cannot be one. Nothing is split and nothing is stripped.
-    pub fn encode(text: &str, ending: LineEnding, max: usize) -> Result<Self, Reason> {
-        if text.is_empty() {
-            return Err("cmd: expected at least one character, got an empty string".into());
-        }
-        if text.len() > max {
-            return Err(format!("cmd: expected at most {max} bytes, got {}", text.len()).into());
-        }
-        let forbidden = text.bytes().find_map(|byte| match byte {
-            b'\r' => Some("a carriage return"),
-            b'\n' => Some("a line feed"),
-            0 => Some("a NUL"),
-            _ => None,
-        });
-        if let Some(found) = forbidden {
-            return Err(format!("cmd: expected one line, got {found} inside it").into());
-        }
-        let mut bytes = Vec::with_capacity(text.len() + ending.bytes().len());
-        bytes.extend_from_slice(text.as_bytes());
-        bytes.extend_from_slice(ending.bytes());
-        Ok(Self(bytes.into_boxed_slice()))
-    }
-
-    /// What goes on the wire.
-    pub fn bytes(&self) -> &[u8] {
-        &self.0
-    }
-}
-
 /// One command, checked, for one device.
 #[derive(Debug, Clone)]
 pub struct Command {
     /// The device it is for.
     pub address: Address,
-    /// What the device is to read.
-    pub line: Line,
+    /// What the device is told.
+    pub(crate) spoken: Arc<Spoken>,
     /// It is not written after this moment.
     pub expires: Instant,
     /// What to do when the device is not connected.
@@ -237,8 +202,6 @@ impl fmt::Display for Outcome {
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
     use super::*;
 
     #[test]
@@ -249,34 +212,6 @@ mod tests {
         }
         for wrong in ["", "a\nb", &"x".repeat(ADDRESS_MAX + 1)] {
             assert!(Address::parse(wrong).is_err(), "{wrong:?}");
-        }
-    }
-
-    #[test]
-    fn what_is_not_one_line_is_refused_and_says_why() {
-        let check = |text: &str, expected: &str| {
-            let reason = Line::encode(text, LineEnding::Crlf, 8).expect_err("not a line");
-            assert_eq!(reason, expected);
-        };
-        check("a\rb", "cmd: expected one line, got a carriage return inside it");
-        check("a\nb", "cmd: expected one line, got a line feed inside it");
-        check("ab\n", "cmd: expected one line, got a line feed inside it");
-        check("a\0b", "cmd: expected one line, got a NUL inside it");
-        check("123456789", "cmd: expected at most 8 bytes, got 9");
-        check("", "cmd: expected at least one character, got an empty string");
-    }
-
-    proptest! {
-        #[test]
-        fn a_line_ends_once_and_only_at_its_end(text in any::<String>(), crlf in any::<bool>()) {
-            let ending = if crlf { LineEnding::Crlf } else { LineEnding::Lf };
-            if let Ok(line) = Line::encode(&text, ending, 64) {
-                let body = line.bytes().strip_suffix(ending.bytes()).expect("ends with its ending");
-                prop_assert_eq!(body, text.as_bytes());
-                prop_assert!(!body.iter().any(|byte| matches!(byte, b'\r' | b'\n' | 0)));
-            } else {
-                prop_assert!(text.is_empty() || text.len() > 64 || text.contains(['\r', '\n', '\0']));
-            }
         }
     }
 

@@ -10,13 +10,15 @@
 
 mod answers;
 mod closing;
-mod framing;
+mod desk;
 mod lane;
 mod listener;
+mod outbox;
 mod parked;
 mod proofs;
 mod receipt;
 mod registry;
+mod rules;
 mod serve;
 mod session;
 mod silence;
@@ -27,23 +29,23 @@ use std::fmt;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
 
-pub(crate) use framing::text_or_base64;
 pub(crate) use lane::Waits;
 pub use listener::Listener;
 pub use receipt::supported as receipts_supported;
 pub use registry::Registry;
+pub(crate) use rules::Rules;
 pub(crate) use session::Offer;
 pub use session::{Session, Snapshot};
 pub(crate) use sweeper::Sweeper;
 
-use crate::command::{Address, Line};
+use crate::command::Address;
+use crate::groups::Groups;
 use crate::metrics::Metrics;
 use crate::order::Order;
 use crate::parking::Parking;
+use crate::protocol::Wire;
 use crate::report::{Fate, Reporter};
-use crate::settings;
 use crate::uplink::Uplink;
 
 /// What every session needs, shared by all of them.
@@ -51,7 +53,7 @@ use crate::uplink::Uplink;
 pub struct Devices {
     pub(crate) registry: Arc<Registry>,
     pub(crate) reporter: Arc<Reporter>,
-    /// Where lines go; none if they are not wanted.
+    /// Where lines go; none if they are wanted of no device.
     pub(crate) uplink: Option<Arc<Uplink>>,
     pub(crate) metrics: Metrics,
     /// Whose commands wait in the broker.
@@ -61,44 +63,10 @@ pub struct Devices {
     pub(crate) waiting: AtomicUsize,
     /// Orders that are written and wait for their proof, all devices together.
     pub(crate) proving: AtomicUsize,
-    pub(crate) rules: Rules,
-}
-
-/// What every connection is held to.
-#[derive(Debug)]
-pub(crate) struct Rules {
-    pub(crate) answer: answers::Rule,
-    pub(crate) wait_for_greeting: bool,
-    pub(crate) line_max: usize,
-    pub(crate) lane_max: usize,
-    pub(crate) tail_max: usize,
-    pub(crate) write_timeout: Duration,
-    pub(crate) silence_limit: Option<Duration>,
-    /// What a device that is silent is sent.
-    pub(crate) heartbeat: Option<Line>,
-}
-
-impl Rules {
-    pub(crate) fn new(device: &settings::Device) -> Self {
-        let answer = answers::Rule {
-            pattern: device.answer_pattern.as_ref().map(|pattern| pattern.0.clone()),
-            id_group: device.answer_id.clone(),
-        };
-        Self {
-            answer,
-            wait_for_greeting: device.greeting.is_on(),
-            line_max: device.line_max.0,
-            lane_max: usize::from(device.lane_max.get()),
-            tail_max: device.tail_max.0,
-            write_timeout: device.write_timeout,
-            silence_limit: device.silence_limit,
-            // Settings are checked: it is a line.
-            heartbeat: device
-                .heartbeat
-                .as_deref()
-                .and_then(|line| Line::encode(line, device.line_ending, device.line_max.0).ok()),
-        }
-    }
+    /// Who is addressed together. No other lock is held while this is.
+    pub(crate) groups: Groups,
+    /// What the devices of all listeners speak.
+    pub(crate) wires: Vec<Wire>,
 }
 
 impl Devices {
@@ -161,6 +129,12 @@ pub enum EndReason {
     WriteTimeout,
     /// The device sent a line longer than `DEVICE_LINE_MAX`.
     LineTooLong,
+    /// The device began a line or frame and did not end it for `DEVICE_LINE_TIMEOUT`.
+    LineTimeout,
+    /// The device sent what is not its wire format.
+    Malformed,
+    /// The device sends heartbeats, and sent none.
+    HeartbeatTimeout,
     /// A newer connection of the same address took its place.
     Replaced,
     /// The bridge is shutting down.
@@ -171,12 +145,15 @@ pub enum EndReason {
 
 impl EndReason {
     /// Every reason there is.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 11] = [
         Self::Closed,
         Self::Reset,
         Self::Timeout,
         Self::WriteTimeout,
         Self::LineTooLong,
+        Self::LineTimeout,
+        Self::Malformed,
+        Self::HeartbeatTimeout,
         Self::Replaced,
         Self::Shutdown,
         Self::Error,
@@ -190,6 +167,9 @@ impl EndReason {
             Self::Timeout => "timeout",
             Self::WriteTimeout => "write_timeout",
             Self::LineTooLong => "line_too_long",
+            Self::LineTimeout => "line_timeout",
+            Self::Malformed => "malformed",
+            Self::HeartbeatTimeout => "heartbeat_timeout",
             Self::Replaced => "replaced",
             Self::Shutdown => "shutdown",
             Self::Error => "error",
@@ -204,6 +184,9 @@ impl EndReason {
             Self::Timeout => "the device no longer answered",
             Self::WriteTimeout => "the device did not read in time and was disconnected",
             Self::LineTooLong => "the device sent too long a line and was disconnected",
+            Self::LineTimeout => "the device did not end a line in time and was disconnected",
+            Self::Malformed => "the device did not keep to its wire format and was disconnected",
+            Self::HeartbeatTimeout => "the device's heartbeats stopped and it was disconnected",
             Self::Replaced => "a newer connection of the device took its place",
             Self::Shutdown => "the bridge is shutting down",
             Self::Error => "the connection failed",

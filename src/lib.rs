@@ -23,7 +23,7 @@ pub mod broker;
 pub mod router;
 
 pub mod device;
-#[allow(dead_code)]
+mod groups;
 mod protocol;
 
 mod ledger;

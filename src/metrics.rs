@@ -70,6 +70,7 @@ struct Devices {
     in_lanes: Gauge,
     uplink_lines: Counter,
     uplink_dropped: Counter,
+    messages_dropped: Counter,
 }
 
 /// How the broker is.
@@ -105,6 +106,7 @@ impl Devices {
             in_lanes: gauge(r, "lane_commands", "Commands that wait in lanes for devices that do not read."),
             uplink_lines: counter(r, "uplink_lines", "Lines received from devices."),
             uplink_dropped: counter(r, "uplink_dropped", "Lines dropped because the broker was away or slow for too long."),
+            messages_dropped: counter(r, "messages_dropped", "Messages from device to device, and answers of a wire format, dropped because their device does not read."),
         }
     }
 }
@@ -222,6 +224,11 @@ impl Metrics {
     /// A line of a device was dropped.
     pub fn uplink_dropped(&self) {
         self.0.devices.uplink_dropped.inc();
+    }
+
+    /// What was said to a device that does not read was dropped.
+    pub fn message_dropped(&self) {
+        self.0.devices.messages_dropped.inc();
     }
 
     /// A broker connection works, or does not.

@@ -13,6 +13,7 @@ use crate::broker::Message;
 use crate::clock::Moment;
 use crate::command::{Command, Confirm, Outcome};
 use crate::device::Waits;
+use crate::protocol::Frame;
 use crate::settlement::Settlement;
 
 /// What is known of a command, whatever becomes of it.
@@ -77,6 +78,8 @@ impl Steps {
 pub struct Order {
     pub(crate) facts: Arc<Facts>,
     pub(crate) settlement: Settlement,
+    /// What its device reads, once it is known what format it speaks.
+    pub(crate) frame: Option<Frame>,
 }
 
 impl Order {
@@ -87,7 +90,7 @@ impl Order {
 
 impl Waits for Order {
     fn bytes(&self) -> &[u8] {
-        self.command().line.bytes()
+        self.frame.as_deref().unwrap_or_default()
     }
 
     fn expires(&self) -> Instant {
@@ -117,15 +120,15 @@ pub(crate) mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::command::{IfOffline, Line};
-    use crate::settings::LineEnding;
+    use crate::command::IfOffline;
+    use crate::protocol::{Content, Payload, Spoken};
 
     /// A command for 127.0.0.2 as it might have come.
     pub(crate) fn facts(id: Option<&str>, cmd: &str) -> Facts {
         let now = Moment::now();
         let command = Command {
             address: IpAddr::from([127, 0, 0, 2]).into(),
-            line: Line::encode(cmd, LineEnding::Lf, 100).expect("a line"),
+            spoken: Arc::new(Spoken::new(Payload::new(Content::Text(cmd.into())))),
             expires: now.mono + Duration::from_secs(60),
             if_offline: IfOffline::Reject,
             confirm: Confirm::Written,

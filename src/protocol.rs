@@ -7,13 +7,14 @@
 
 mod channel;
 mod chat;
+mod line;
 mod partial;
 #[cfg(test)]
 mod recorder;
 mod topic;
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
@@ -21,6 +22,101 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, ser};
 use serde_json::value::RawValue;
 
 use crate::command::{Address, Reason};
+use crate::settings::LineEnding;
+
+pub(crate) use line::check as check_line;
+
+/// A wire format, as the devices of one listener speak it. `max` is the longest frame in bytes.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) enum Wire {
+    Line {
+        ending: LineEnding,
+        max: usize,
+    },
+    Channel {
+        max: usize,
+    },
+    /// What nobody in particular says comes from `from`.
+    Chat {
+        max: usize,
+        from: Arc<str>,
+    },
+    Topic {
+        max: usize,
+    },
+}
+
+/// The bytes of one frame, shared by all it is written to.
+pub(crate) type Frame = Arc<[u8]>;
+
+impl Wire {
+    /// What a device reads when `payload` is said to it; else why it cannot be said.
+    pub(crate) fn encode(&self, payload: &Payload) -> Result<Frame, Reason> {
+        let frame = match self {
+            Self::Line { ending, max } => line::encode(payload, *ending, *max)?,
+            Self::Channel { .. } => channel::encode(payload)?,
+            Self::Chat { from, .. } => chat::encode(payload, from)?,
+            Self::Topic { .. } => topic::encode(payload)?,
+        };
+        Ok(frame.into())
+    }
+
+    /// Whether `payload` can be said at all; else why not.
+    pub(crate) fn check(&self, payload: &Payload) -> Result<(), Reason> {
+        match self {
+            Self::Line { max, .. } => line::check(payload.content.text(), *max),
+            Self::Channel { .. } | Self::Chat { .. } | Self::Topic { .. } => {
+                self.encode(payload).map(drop)
+            }
+        }
+    }
+
+    /// The side of a device that goes by `id`.
+    pub(crate) fn begin(&self, id: &str) -> Box<dyn Protocol> {
+        match self {
+            Self::Line { max, .. } => Box::new(line::Line::new(*max)),
+            Self::Channel { max } => Box::new(channel::Channel::new(*max)),
+            Self::Chat { max, .. } => Box::new(chat::Chat::new(id, *max)),
+            Self::Topic { max } => Box::new(topic::Topic::new(*max)),
+        }
+    }
+
+    /// Whether devices answer commands in it.
+    pub(crate) fn has_answers(&self) -> bool {
+        match self {
+            Self::Line { .. } => true,
+            Self::Channel { .. } | Self::Chat { .. } | Self::Topic { .. } => false,
+        }
+    }
+}
+
+/// Something on its way to one device or to many.
+#[derive(Debug)]
+pub(crate) struct Spoken {
+    pub(crate) payload: Payload,
+    /// What is said to many is encoded once for each format: few, so they are looked through.
+    frames: Mutex<Vec<(Wire, Frame)>>,
+}
+
+impl Spoken {
+    pub(crate) fn new(payload: Payload) -> Self {
+        Self { payload, frames: Mutex::default() }
+    }
+
+    /// What a device reads; else why it cannot be said in its format.
+    pub(crate) fn in_wire(&self, wire: &Wire) -> Result<Frame, Reason> {
+        if self.payload.reach == Reach::One {
+            return wire.encode(&self.payload);
+        }
+        let mut frames = self.frames.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, frame)) = frames.iter().find(|(known, _)| known == wire) {
+            return Ok(Arc::clone(frame));
+        }
+        let frame = wire.encode(&self.payload)?;
+        frames.push((wire.clone(), Arc::clone(&frame)));
+        Ok(frame)
+    }
+}
 
 /// What a device is told, whatever its wire format.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,7 +137,20 @@ pub(crate) enum Content {
     Json(Box<str>),
 }
 
+impl Payload {
+    /// What is said to one device, by nobody in particular.
+    pub(crate) fn new(content: Content) -> Self {
+        Self { content, group: None, from: None, reach: Reach::One }
+    }
+}
+
 impl Content {
+    /// A string's text, or the JSON of another value.
+    pub(crate) fn text(&self) -> &str {
+        let (Self::Text(text) | Self::Json(text)) = self;
+        text
+    }
+
     /// A JSON value as somebody wrote it.
     pub(crate) fn of(raw: &RawValue) -> Self {
         // A string that is no text, as `"\ud800"`, stays the JSON it is.
@@ -102,6 +211,8 @@ pub(crate) trait Port {
 pub(crate) trait Protocol: fmt::Debug + Send {
     /// Takes up bytes as they come, in any pieces.
     fn feed(&mut self, bytes: &[u8], port: &mut dyn Port) -> Result<(), Broken>;
+    /// Whether a frame has begun whose end has not come.
+    fn is_amid(&self) -> bool;
 }
 
 /// Why a connection cannot go on: what follows could not be told apart from what came.

@@ -13,12 +13,12 @@ use tracing::{debug, info};
 use crate::broker::{Jobs, Message};
 use crate::clock::{self, Moment};
 use crate::command::{Address, Command, Disposition, Outcome, Reason};
-use crate::device::text_or_base64;
 use crate::ledger::{Known, Ledger};
 use crate::metrics::Metrics;
 use crate::order::{Facts, Order, Origin};
 use crate::parking::{Parking, Place};
 use crate::settlement::Settlement;
+use crate::uplink::text_or_base64;
 
 /// A publication that is owed, before its delivery may be acknowledged if that is still open.
 #[derive(Debug)]
@@ -134,7 +134,7 @@ impl Reporter {
 
     /// Reports `order`; gives its settlement back if it may be settled at once.
     pub(crate) fn conclude(&self, order: Order, fate: Fate) -> Option<Settlement> {
-        let Order { facts, settlement } = order;
+        let Order { facts, settlement, .. } = order;
         self.tell(&facts, fate, Some(settlement))
     }
 

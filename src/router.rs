@@ -100,11 +100,7 @@ impl Router {
             Offer::Park(order) => {
                 refused(order, Outcome::Parked, "commands parked for the device go first")
             }
-            Offer::Unprovable(order) => {
-                let reason = "confirm: `received` needs a system that can tell what a device's TCP \
-                    stack has acknowledged, and this one cannot";
-                refused(order, Outcome::Invalid, reason)
-            }
+            Offer::Refused(order, reason) => refused(order, Outcome::Invalid, reason),
             Offer::LaneFull(order, waiting) => {
                 let reason =
                     format!("the device does not read: {waiting} commands wait for it already");

@@ -6,13 +6,13 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use base64::Engine;
 use serde::Serialize;
 use tokio::sync::Notify;
 use tracing::warn;
 
 use crate::clock::{self, Moment};
 use crate::command::Address;
-use crate::device::text_or_base64;
 use crate::metrics::Metrics;
 
 /// What the queue may hold, in bytes of JSON: some 200,000 short lines, or ten seconds of 1,000
@@ -106,6 +106,14 @@ impl Uplink {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A line as JSON can carry it: as text, or else as base64.
+pub(crate) fn text_or_base64(line: &[u8]) -> (Option<&str>, Option<String>) {
+    match std::str::from_utf8(line) {
+        Ok(text) => (Some(text), None),
+        Err(_) => (None, Some(base64::engine::general_purpose::STANDARD.encode(line))),
     }
 }
 

@@ -5,6 +5,7 @@
 //! their order and numbers their digits.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -12,8 +13,8 @@ use serde_json::value::RawValue;
 use tokio::time::Instant;
 
 use crate::clock::Moment;
-use crate::command::{Address, Command, Confirm, IfOffline, Line, Reason};
-use crate::settings::LineEnding;
+use crate::command::{Address, Command, Confirm, IfOffline, Reason};
+use crate::protocol::{Content, Payload, Spoken, Wire};
 
 /// What the AMQP properties say that matters to a command.
 #[derive(Debug, Clone, Copy, Default)]
@@ -29,7 +30,7 @@ pub(crate) struct Stamps<'a> {
 }
 
 /// What holds for a command that does not say so itself.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Defaults {
     pub(crate) ttl: Duration,
     pub(crate) if_offline: IfOffline,
@@ -37,8 +38,8 @@ pub(crate) struct Defaults {
     pub(crate) timeout: Duration,
     /// Whether answers name the command they are for, so that it must have an id.
     pub(crate) answers_have_ids: bool,
-    pub(crate) line_ending: LineEnding,
-    pub(crate) line_max: usize,
+    /// What devices speak; a command must be possible in one of these.
+    pub(crate) wires: Vec<Wire>,
 }
 
 /// A decoded command, and what belongs to its message rather than to it.
@@ -110,8 +111,9 @@ pub(crate) fn decode(
     };
     match fields(&body, stamps, defaults, now) {
         Ok(fields) => {
-            let Fields { line, expires, if_offline, confirm, timeout, once } = fields;
-            let command = Command { address, line, expires, if_offline, confirm, timeout, once };
+            let Fields { payload, expires, if_offline, confirm, timeout, once } = fields;
+            let spoken = Arc::new(Spoken::new(payload));
+            let command = Command { address, spoken, expires, if_offline, confirm, timeout, once };
             Ok(Decoded { command, id })
         }
         Err(reason) => Err(Invalid { reason, id, address: Some(address) }),
@@ -131,7 +133,7 @@ fn parse(body: &[u8]) -> Result<Body<'_>, Reason> {
 
 /// What a body says besides the address and the id.
 struct Fields {
-    line: Line,
+    payload: Payload,
     expires: Instant,
     if_offline: IfOffline,
     confirm: Confirm,
@@ -146,9 +148,13 @@ fn fields(
     now: Moment,
 ) -> Result<Fields, Reason> {
     let cmd = body.cmd.ok_or_else(|| missing("cmd"))?;
-    let cmd =
-        if cmd.get().starts_with('"') { text("cmd", cmd)? } else { compact(cmd.get()).into() };
-    let line = Line::encode(&cmd, defaults.line_ending, defaults.line_max)?;
+    let content = if cmd.get().starts_with('"') {
+        Content::Text(text("cmd", cmd)?.into())
+    } else {
+        Content::of(cmd)
+    };
+    let payload = Payload::new(content);
+    sayable(&payload, &defaults.wires)?;
     let ttl_ms = body.ttl_ms.map(|raw| milliseconds("ttl_ms", raw)).transpose()?;
     let timeout = body.timeout_ms.map(|raw| milliseconds("timeout_ms", raw)).transpose()?;
     let timeout = timeout.map_or(defaults.timeout, |ms| Duration::from_millis(ms).min(FOREVER));
@@ -180,7 +186,16 @@ fn fields(
         .into());
     }
     let expires = expiry(ttl, stamps, now);
-    Ok(Fields { line, expires, if_offline, confirm, timeout, once })
+    Ok(Fields { payload, expires, if_offline, confirm, timeout, once })
+}
+
+/// Whether some device could be told this; else why the first of the formats has no way to say it.
+fn sayable(payload: &Payload, wires: &[Wire]) -> Result<(), Reason> {
+    let mut reasons = wires.iter().map(|wire| wire.check(payload));
+    match reasons.next() {
+        Some(Err(reason)) if !reasons.any(|other| other.is_ok()) => Err(reason),
+        _ => Ok(()),
+    }
 }
 
 /// One of a few words.
@@ -231,22 +246,6 @@ fn text<'a>(name: &str, raw: &'a RawValue) -> Result<Cow<'a, str>, Reason> {
 
 fn milliseconds(name: &str, raw: &RawValue) -> Result<u64, Reason> {
     raw.get().parse().map_err(|_| expected(name, "a whole number of milliseconds", raw.get()))
-}
-
-/// JSON without the white space between its tokens.
-fn compact(json: &str) -> String {
-    let (mut in_string, mut escaped) = (false, false);
-    json.chars()
-        .filter(|c| {
-            if in_string {
-                in_string = escaped || *c != '"';
-                escaped = !escaped && *c == '\\';
-                return true;
-            }
-            in_string = *c == '"';
-            !c.is_ascii_whitespace()
-        })
-        .collect()
 }
 
 fn missing(name: &str) -> Reason {

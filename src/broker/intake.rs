@@ -30,14 +30,14 @@ pub(crate) struct Intake {
 
 impl Intake {
     pub(crate) fn new(settings: Arc<Settings>, router: Router, trail: Arc<Trail>) -> Self {
+        let listeners = &settings.listeners;
         let defaults = Defaults {
             ttl: settings.command.ttl,
             if_offline: settings.command.if_offline,
             confirm: settings.command.confirm,
             timeout: settings.command.timeout,
-            answers_have_ids: settings.device.answer_id.is_some(),
-            line_ending: settings.device.line_ending,
-            line_max: settings.device.line_max.0,
+            answers_have_ids: listeners.iter().all(|it| it.device.answer_id.is_some()),
+            wires: router.devices.wires.clone(),
         };
         Self { settings, router, trail, defaults, numbers: AtomicU64::new(1) }
     }
@@ -114,7 +114,7 @@ impl Intake {
                 let facts = Facts { command, origin: origin(id), steps: Steps::default() };
                 let facts = Arc::new(facts);
                 self.trail.command(&facts);
-                Ok(Order { facts, settlement })
+                Ok(Order { facts, settlement, frame: None })
             }
             Err(invalid) => {
                 let origin = origin(invalid.id);

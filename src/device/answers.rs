@@ -24,7 +24,8 @@ pub(crate) struct Rule {
 }
 
 impl Rule {
-    fn with_ids(&self) -> bool {
+    /// Whether answers name the command they are for.
+    pub(crate) fn with_ids(&self) -> bool {
         self.id_group.is_some()
     }
 

@@ -15,9 +15,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
-use super::Devices;
 use super::session::Session;
+use super::{Devices, Rules};
 use crate::command::Address;
+use crate::protocol::Wire;
 use crate::settings;
 
 /// Connections the kernel holds until they are accepted; it lowers this to `net.core.somaxconn`.
@@ -32,6 +33,7 @@ const ACCEPT_WAIT_MAX: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct Listener {
     listener: TcpListener,
+    rules: Arc<Rules>,
 }
 
 /// A connection whose device is known.
@@ -42,17 +44,27 @@ struct Identified {
 }
 
 impl Listener {
-    /// Binds the address that devices connect to.
-    pub fn bind(device: &settings::Device) -> io::Result<Self> {
-        let socket =
-            if device.listen.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    /// Binds the address that devices connect to, who will be held to `rules`.
+    pub(crate) fn bind(listener: &settings::Listener, rules: Arc<Rules>) -> io::Result<Self> {
+        let address = listener.address;
+        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
         socket.set_reuseaddr(true)?;
-        if device.listen.is_ipv6() {
+        if address.is_ipv6() {
             SockRef::from(&socket).set_only_v6(false)?;
         }
-        set_options(&SockRef::from(&socket), device)?;
-        socket.bind(device.listen)?;
-        Ok(Self { listener: socket.listen(BACKLOG)? })
+        set_options(&SockRef::from(&socket), &listener.device)?;
+        socket.bind(address)?;
+        Ok(Self { listener: socket.listen(BACKLOG)?, rules })
+    }
+
+    /// Its name in logs.
+    pub(crate) fn name(&self) -> &str {
+        &self.rules.listener
+    }
+
+    /// What its devices speak.
+    pub(crate) fn wire(&self) -> Wire {
+        self.rules.wire.clone()
     }
 
     /// The address it is bound to.
@@ -72,7 +84,7 @@ impl Listener {
             match accepted {
                 Ok((stream, peer)) => {
                     wait = ACCEPT_WAIT_MIN;
-                    admit(identify(stream, peer), &devices, &sessions);
+                    admit(identify(stream, peer), &self.rules, &devices, &sessions);
                 }
                 Err(error) if is_of_one_connection(&error) => {
                     debug!(%error, "a connection ended before it was accepted.");
@@ -110,12 +122,17 @@ fn identify(stream: TcpStream, peer: SocketAddr) -> Identified {
     Identified { address: Address::from(peer.ip()), peer, stream }
 }
 
-fn admit(identified: Identified, devices: &Arc<Devices>, sessions: &TaskTracker) {
+fn admit(
+    identified: Identified,
+    rules: &Arc<Rules>,
+    devices: &Arc<Devices>,
+    sessions: &TaskTracker,
+) {
     let Identified { address, peer, stream } = identified;
     // Registered first, spawned then: a session that ends at once finds its own entry to remove.
-    let session = devices.registry.admit(devices, |epoch| {
-        Session::new(address, epoch, peer, stream, devices.rules.wait_for_greeting)
-    });
+    let session = devices
+        .registry
+        .admit(devices, |epoch| Session::new(address, epoch, peer, stream, Arc::clone(rules)));
     if let Some(session) = session {
         sessions.spawn(session.serve(Arc::clone(devices)));
     }

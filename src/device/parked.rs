@@ -8,7 +8,6 @@ use tokio::time::Instant;
 use super::Devices;
 use super::lane::Waits;
 use super::session::{Offer, Session};
-use crate::command::Confirm;
 use crate::order::Order;
 
 impl Session {
@@ -24,14 +23,17 @@ impl Session {
         if shared.closed || shared.end.is_some() {
             return Err(order);
         }
-        if order.command().confirm == Confirm::Received && !self.provable {
-            return Ok(Offer::Unprovable(order));
-        }
+        let order = match self.word(order) {
+            Ok(order) => order,
+            Err((order, reason)) => return Ok(Offer::Refused(order, reason)),
+        };
         let comes_first = shared.lane.first().is_none_or(|(first, begun)| {
             !begun && !first.goes_first() && first.number() > order.number()
         });
-        let is_free =
-            comes_first && !shared.hold.greeting && shared.has_room_for(&order, now, devices);
+        let is_free = comes_first
+            && shared.outbox.is_empty()
+            && !shared.hold.greeting
+            && shared.has_room_for(&order, now, &self.rules);
         let (order, taken) = if is_free {
             match self.write_at_once(&mut shared, order, now, devices) {
                 Ok(offer) => return Ok(offer),

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use tracing::info;
 
 use super::answers::LineIs;
-use super::framing::Framer;
+use super::desk::{Desk, Kept};
 use super::lane::Head;
 use super::receipt;
 use super::session::{Offer, Session, Shared};
@@ -21,6 +21,7 @@ use super::{Devices, EndReason};
 use crate::clock::{self, Moment};
 use crate::command::Outcome;
 use crate::presence::Update;
+use crate::protocol::{Broken, Protocol};
 use crate::report::Fate;
 
 /// Bytes read from a device at a time, on the stack: most lines come in one read.
@@ -44,19 +45,25 @@ impl Session {
     /// Serves the connection to its end, then takes it out of the registry.
     pub(crate) async fn serve(self: Arc<Self>, devices: Arc<Devices>) {
         info!(address = %self.address, peer = %self.peer, epoch = self.epoch, "device connected");
-        let reason = match self.run(&devices).await {
+        let mut kept = Kept::default();
+        let reason = match self.run(&mut kept, &devices).await {
             Ok(never) => match never {},
             Err(reason) => reason,
         };
         let (reason, waited) = self.close(reason, &devices);
+        kept.leave_all(&self, &devices);
         devices.registry.remove(&self, reason);
         devices.metrics.device_ended(reason);
         info!(address = %self.address, peer = %self.peer, epoch = self.epoch, %reason, waited, "device disconnected");
     }
 
-    async fn run(self: &Arc<Self>, devices: &Devices) -> Result<Infallible, EndReason> {
-        let mut framer = Framer::new(devices.rules.line_max);
-        let mut silence = Silence::new(devices.rules.silence_limit, Instant::now());
+    async fn run(
+        self: &Arc<Self>,
+        kept: &mut Kept,
+        devices: &Devices,
+    ) -> Result<Infallible, EndReason> {
+        let mut protocol = self.rules.wire.begin(&self.address.to_string());
+        let mut silence = Silence::new(self.rules.silence_limit, Instant::now());
         loop {
             self.break_silence(&mut silence, devices)?;
             let plan = self.plan(devices, silence.deadline())?;
@@ -82,7 +89,11 @@ impl Session {
                 if ready.is_readable() && silence.heard(Instant::now()) {
                     devices.registry.update(self, Update::Heard);
                 }
-                let more = self.read(&mut framer, devices)?;
+                let more = self.read(&mut *protocol, kept, devices)?;
+                silence.is_amid(protocol.is_amid(), Instant::now() + self.rules.line_timeout);
+                if let Some(limit) = kept.silence_max {
+                    silence.end_after(limit);
+                }
                 if more {
                     tokio::task::yield_now().await;
                 }
@@ -98,7 +109,7 @@ impl Session {
             return Err(reason);
         }
         let mut given_up = Vec::new();
-        shared.proofs.expire(&devices.rules.answer, now, &mut given_up);
+        shared.proofs.expire(&self.rules.answer, now, &mut given_up);
         devices.conclude(given_up);
         let mut interest = Interest::READABLE;
         if self.provable {
@@ -106,15 +117,21 @@ impl Session {
         }
         let mut at = shared.proofs.deadline().into_iter().chain(look_at).min();
         let mut by = |moment: Option<Instant>| at = at.into_iter().chain(moment).min();
-        if shared.is_held(now, devices) {
+        let write_timeout = self.rules.write_timeout;
+        let lane = if shared.is_held(now, &self.rules) {
             shared.lane.restart_clock(now);
             by(shared.lane.next_expiry());
-        } else if let Some(deadline) = shared.lane.deadline(devices.rules.write_timeout) {
+            None
+        } else {
+            shared.lane.deadline(write_timeout)
+        };
+        let outbox = shared.outbox.stuck_since().map(|since| since + write_timeout);
+        if let Some(deadline) = lane.into_iter().chain(outbox).min() {
             if deadline <= now {
                 return Err(EndReason::WriteTimeout);
             }
             by(Some(deadline));
-            if shared.always_writable || shared.proofs.weight() >= devices.rules.tail_max {
+            if shared.always_writable || shared.proofs.weight() >= self.rules.tail_max {
                 by(Some(now + TRY_AGAIN));
             } else {
                 interest |= Interest::WRITABLE;
@@ -127,29 +144,21 @@ impl Session {
     fn break_silence(&self, silence: &mut Silence, devices: &Devices) -> Result<(), EndReason> {
         match silence.due(Instant::now()) {
             None => Ok(()),
+            Some(Due::End(reason)) => Err(reason),
             Some(Due::Silent) => {
                 devices.registry.update(self, Update::Silent);
                 Ok(())
             }
             Some(Due::Heartbeat) => {
-                let mut shared = self.lock();
-                let Some(line) = &devices.rules.heartbeat else { return Ok(()) };
                 // A device that does not read what it is sent needs no more of it.
-                if !shared.lane.is_empty() || shared.end.is_some() {
-                    return Ok(());
+                let is_idle = {
+                    let shared = self.lock();
+                    shared.lane.is_empty() && shared.outbox.is_empty()
+                };
+                if let Some(line) = self.rules.heartbeat.as_ref().filter(|_| is_idle) {
+                    self.tell(line, devices);
                 }
-                match self.stream.try_write(line.bytes()) {
-                    Ok(taken) => {
-                        shared.proofs.took(taken);
-                        // Nobody finishes it, and half a line would spoil the next.
-                        if taken < line.bytes().len() {
-                            return Err(EndReason::WriteTimeout);
-                        }
-                        Ok(())
-                    }
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(()),
-                    Err(error) => Err(EndReason::from_error(&error)),
-                }
+                Ok(())
             }
         }
     }
@@ -182,11 +191,12 @@ impl Session {
     /// Writes what the socket takes of what waits.
     pub(super) fn flush(self: &Arc<Self>, devices: &Devices) -> Result<(), EndReason> {
         let mut shared = self.lock();
-        if shared.lane.is_empty() {
+        if shared.lane.is_empty() && shared.outbox.is_empty() {
             return Ok(());
         }
         let before = shared.lane.len();
-        let result = self.flush_lane(&mut shared, devices);
+        let result =
+            self.send_outbox(&mut shared).and_then(|()| self.flush_lane(&mut shared, devices));
         let left = before - shared.lane.len();
         devices.lanes_changed(-i64::try_from(left).unwrap_or(i64::MAX));
         result
@@ -201,16 +211,18 @@ impl Session {
             let fate = Fate::new(Outcome::Expired, "its ttl ended while it waited for the device");
             devices.reporter.report(order, fate);
         };
-        if shared.proofs.weight() >= devices.rules.tail_max {
+        if shared.proofs.weight() >= self.rules.tail_max {
             self.ask(shared, devices);
         }
         while shared.end.is_none() {
             let now = Instant::now();
-            if shared.is_held(now, devices) {
+            if shared.is_held(now, &self.rules) {
                 shared.lane.take_expired(now).into_iter().for_each(expire);
                 break;
             }
-            if shared.proofs.weight() >= devices.rules.tail_max {
+            let begun = shared.lane.first().is_some_and(|(_, begun)| begun);
+            if shared.proofs.weight() >= self.rules.tail_max || !begun && !shared.outbox.is_empty()
+            {
                 break;
             }
             let from = match shared.lane.head(now) {
@@ -228,11 +240,14 @@ impl Session {
             let Some(order) = shared.lane.pop() else { break };
             match self.write(shared, &order, from, devices) {
                 Ok(taken) => {
-                    if let Some(order) = shared.lane.wrote(order, from + taken, now)
-                        && let Offer::Written(Some(settlement)) =
+                    if let Some(order) = shared.lane.wrote(order, from + taken, now) {
+                        if let Offer::Written(Some(settlement)) =
                             self.wrote(shared, order, now, devices)
-                    {
-                        settlement.settle();
+                        {
+                            settlement.settle();
+                        }
+                        // It may have had to wait for the rest of that line.
+                        self.send_outbox(shared)?;
                     }
                 }
                 Err(error) => {
@@ -249,7 +264,12 @@ impl Session {
     }
 
     /// Reads what the device has sent; true if there may be more.
-    fn read(&self, framer: &mut Framer, devices: &Devices) -> Result<bool, EndReason> {
+    fn read(
+        &self,
+        protocol: &mut dyn Protocol,
+        kept: &mut Kept,
+        devices: &Devices,
+    ) -> Result<bool, EndReason> {
         let mut buffer = [0; READ_BYTES];
         for _ in 0..READS_MAX {
             let bytes = match self.stream.try_read(&mut buffer) {
@@ -259,15 +279,25 @@ impl Session {
                 Err(error) => return Err(EndReason::from_error(&error)),
             };
             self.last_seen_ms.store(Moment::now().wall_ms, Ordering::Relaxed);
-            framer
-                .feed(bytes, |line| self.line(line, devices))
-                .map_err(|_| EndReason::LineTooLong)?;
+            let mut desk = Desk { session: self, devices, kept };
+            protocol.feed(bytes, &mut desk).map_err(|broken| self.ended_by(broken))?;
         }
         Ok(true)
     }
 
+    fn ended_by(&self, broken: Broken) -> EndReason {
+        match broken {
+            Broken::TooLong => EndReason::LineTooLong,
+            Broken::Closed => EndReason::Closed,
+            Broken::Malformed(reason) => {
+                info!(address = %self.address, peer = %self.peer, %reason, "the device does not keep to its wire format.");
+                EndReason::Malformed
+            }
+        }
+    }
+
     /// Takes up a line that the device sent: an answer, or something of its own.
-    fn line(&self, line: &[u8], devices: &Devices) {
+    pub(super) fn line(&self, line: &[u8], devices: &Devices) {
         // Devices send empty lines to keep their link alive; they say nothing.
         if line.is_empty() {
             return;
@@ -280,7 +310,7 @@ impl Session {
             let is = if shared.hold.greeting {
                 LineIs::Uplink
             } else {
-                shared.proofs.line(&devices.rules.answer, line, now)
+                shared.proofs.line(&self.rules.answer, line, now)
             };
             if std::mem::take(&mut shared.hold.greeting) || !matches!(is, LineIs::Uplink) {
                 // What waits in the lane may go on.
@@ -297,7 +327,7 @@ impl Session {
             LineIs::Late => true,
             LineIs::Uplink => false,
         };
-        if let Some(uplink) = &devices.uplink {
+        if let Some(uplink) = devices.uplink.as_ref().filter(|_| self.rules.uplink) {
             uplink.line(&self.address, self.epoch, line, late);
         }
     }

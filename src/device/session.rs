@@ -18,10 +18,11 @@ use tokio::time::Instant;
 use tracing::debug;
 
 use super::lane::{Lane, Waits};
+use super::outbox::Outbox;
 use super::proofs::Proofs;
-use super::{Devices, EndReason, receipt};
+use super::{Devices, EndReason, Rules, receipt};
 use crate::clock::Moment;
-use crate::command::{Address, Confirm, IfOffline, Outcome};
+use crate::command::{Address, Confirm, IfOffline, Outcome, Reason};
 use crate::order::Order;
 use crate::report::Fate;
 use crate::settlement::Settlement;
@@ -36,6 +37,7 @@ pub struct Session {
     pub(super) address: Address,
     pub(super) epoch: u64,
     pub(super) peer: SocketAddr,
+    pub(super) rules: Arc<Rules>,
     since_ms: u64,
     pub(super) stream: TcpStream,
     /// Whether the kernel tells what the device has acknowledged.
@@ -53,6 +55,7 @@ pub struct Session {
 pub(super) struct Shared {
     pub(super) lane: Lane<Order>,
     pub(super) proofs: Proofs,
+    pub(super) outbox: Outbox,
     /// What waits in the lane has to go on waiting: for the device's greeting, or for what is parked.
     pub(super) hold: Hold,
     /// Whether the sweeper knows that something was written.
@@ -88,8 +91,8 @@ pub(crate) enum Offer {
     LaneFull(Order, usize),
     /// It would have to wait, and too many wait for all devices together.
     NoRoom(Order),
-    /// The proof it asks for cannot be had.
-    Unprovable(Order),
+    /// This device cannot be told it, or not as it asks.
+    Refused(Order, Reason),
 }
 
 /// What is known of a session at one moment.
@@ -115,7 +118,7 @@ impl Session {
         epoch: u64,
         peer: SocketAddr,
         stream: TcpStream,
-        wait_for_greeting: bool,
+        rules: Arc<Rules>,
     ) -> Self {
         let now = Moment::now();
         let provable = match receipt::prepare(&stream) {
@@ -128,7 +131,8 @@ impl Session {
         let shared = Shared {
             lane: Lane::new(now.mono),
             proofs: Proofs::new(),
-            hold: Hold { greeting: wait_for_greeting, parked: false },
+            outbox: Outbox::default(),
+            hold: Hold { greeting: rules.wait_for_greeting, parked: false },
             swept: false,
             always_writable: false,
             end: None,
@@ -138,6 +142,7 @@ impl Session {
             address,
             epoch,
             peer,
+            rules,
             since_ms: now.wall_ms,
             stream,
             provable,
@@ -193,9 +198,10 @@ impl Session {
         if shared.closed {
             return Err(order);
         }
-        if order.command().confirm == Confirm::Received && !self.provable {
-            return Ok(Offer::Unprovable(order));
-        }
+        let order = match self.word(order) {
+            Ok(order) => order,
+            Err((order, reason)) => return Ok(Offer::Refused(order, reason)),
+        };
         if devices.parking.gates(&self.address) {
             // Behind what waits in the lane already it keeps its place only there.
             if order.command().if_offline == IfOffline::Park && shared.lane.is_empty() {
@@ -203,7 +209,7 @@ impl Session {
             }
             shared.hold.parked = true;
         }
-        let (order, taken) = if shared.is_free(&order, now, devices) {
+        let (order, taken) = if shared.is_free(&order, now, &self.rules) {
             match self.write_at_once(&mut shared, order, now, devices) {
                 Ok(offer) => return Ok(offer),
                 Err(unfinished) => unfinished,
@@ -213,7 +219,7 @@ impl Session {
         };
         // Half a line is on the wire: its rest has to follow, room or not.
         if taken == 0 {
-            if shared.lane.len() >= devices.rules.lane_max {
+            if shared.lane.len() >= self.rules.lane_max {
                 let waiting = shared.lane.len();
                 return Ok(Offer::LaneFull(order, waiting));
             }
@@ -225,6 +231,36 @@ impl Session {
         devices.lanes_changed(1);
         self.wake.notify_one();
         Ok(Offer::Waiting)
+    }
+
+    /// Puts `order` in this device's format; else gives it back with the reason why it cannot be for
+    /// this device.
+    pub(super) fn word(&self, mut order: Order) -> Result<Order, (Order, Reason)> {
+        let rules = &self.rules;
+        let has_id = order.facts.origin.id.is_some();
+        let reason = match order.command().confirm {
+            Confirm::Received if !self.provable => Some(
+                "confirm: `received` needs a system that can tell what a device's TCP stack has \
+                 acknowledged, and this one cannot",
+            ),
+            Confirm::Answered if !rules.wire.has_answers() => {
+                Some("confirm: `answered` is not possible in the wire format of this device")
+            }
+            Confirm::Answered if rules.answer.with_ids() && !has_id => {
+                Some("id: missing; devices name the command they answer by its id")
+            }
+            Confirm::Written | Confirm::Received | Confirm::Answered => None,
+        };
+        if let Some(reason) = reason {
+            return Err((order, reason.into()));
+        }
+        match order.command().spoken.in_wire(&rules.wire) {
+            Ok(frame) => {
+                order.frame = Some(frame);
+                Ok(order)
+            }
+            Err(reason) => Err((order, reason)),
+        }
     }
 
     /// Writes `order` without letting it wait. Gives it back, with the number of bytes that the
@@ -339,7 +375,13 @@ impl Session {
         let mut shared = self.lock();
         shared.hold.parked = devices.parking.gates(&self.address);
         for order in orders {
-            shared.lane.push(order, 0, now);
+            match self.word(order) {
+                Ok(order) => shared.lane.push(order, 0, now),
+                Err((order, reason)) => {
+                    devices.lanes_changed(-1);
+                    devices.reporter.report(order, Fate::new(Outcome::Invalid, reason));
+                }
+            }
         }
     }
 
@@ -357,21 +399,22 @@ impl Session {
 
 impl Shared {
     /// Whether the first bytes of `order` may go to the socket now.
-    fn is_free(&self, order: &Order, now: Instant, devices: &Devices) -> bool {
+    fn is_free(&self, order: &Order, now: Instant, rules: &Rules) -> bool {
         self.end.is_none()
             && self.lane.is_empty()
+            && self.outbox.is_empty()
             && !self.hold.any()
-            && self.has_room_for(order, now, devices)
+            && self.has_room_for(order, now, rules)
     }
 
     /// Whether the tail has room for one more, and `order` may ask for an answer if it wants one.
-    pub(super) fn has_room_for(&self, order: &Order, now: Instant, devices: &Devices) -> bool {
-        self.proofs.weight() < devices.rules.tail_max
-            && (!order.wants_answer() || self.proofs.may_ask(&devices.rules.answer, now))
+    pub(super) fn has_room_for(&self, order: &Order, now: Instant, rules: &Rules) -> bool {
+        self.proofs.weight() < rules.tail_max
+            && (!order.wants_answer() || self.proofs.may_ask(&rules.answer, now))
     }
 
     /// Whether what is next in the lane has to wait for something that is not the socket.
-    pub(super) fn is_held(&self, now: Instant, devices: &Devices) -> bool {
+    pub(super) fn is_held(&self, now: Instant, rules: &Rules) -> bool {
         let Some((first, begun)) = self.lane.first() else { return false };
         if begun {
             return false;
@@ -379,7 +422,7 @@ impl Shared {
         self.hold.greeting
             // Before a parked one that has been fetched may stand only what came earlier.
             || self.hold.parked && !self.lane.has_one_that_goes_first()
-            || first.wants_answer() && !self.proofs.may_ask(&devices.rules.answer, now)
+            || first.wants_answer() && !self.proofs.may_ask(&rules.answer, now)
     }
 }
 

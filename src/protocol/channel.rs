@@ -62,6 +62,10 @@ impl Protocol for Channel {
             Ok(length + END.len())
         })
     }
+
+    fn is_amid(&self) -> bool {
+        self.partial.len() > 0
+    }
 }
 
 /// What a device asks. A field that is not there and one that is `null` are the same, but for the

@@ -64,6 +64,10 @@ impl Protocol for Chat {
             Ok(frame.length)
         })
     }
+
+    fn is_amid(&self) -> bool {
+        self.partial.len() > 0
+    }
 }
 
 /// What the beginning of a connection says of who the device is.

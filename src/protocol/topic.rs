@@ -35,6 +35,10 @@ impl Protocol for Topic {
     fn feed(&mut self, bytes: &[u8], port: &mut dyn Port) -> Result<(), Broken> {
         self.websocket.feed(bytes, port, take_up)
     }
+
+    fn is_amid(&self) -> bool {
+        self.websocket.is_amid()
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]

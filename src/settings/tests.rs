@@ -1,4 +1,5 @@
 use std::os::unix::ffi::OsStringExt;
+use std::time::Duration;
 
 use super::*;
 
@@ -15,9 +16,54 @@ fn nothing_set_gives_the_documented_defaults() {
     let settings = read(&[]).expect("the defaults are valid");
     assert_eq!(settings.mq.prefetch.get(), 1);
     assert_eq!(settings.mq.command_key(), "device-commands");
-    assert_eq!(settings.device.write_timeout, Duration::from_secs(10));
+    let [listener] = &settings.listeners[..] else { panic!("{:?}", settings.listeners) };
+    assert_eq!(listener.name, "device");
+    assert_eq!(listener.device.write_timeout, Duration::from_secs(10));
     assert!(settings.warnings.is_empty());
     assert!(!settings.queue_type_is_set);
+}
+
+#[test]
+fn a_further_listener_has_what_is_set_for_it_and_the_rest_of_all() {
+    let settings = read(&[
+        ("DEVICE_LINE_MAX", "100"),
+        ("DEVICE_LANE_MAX", "7"),
+        ("LISTEN_PUMPS", "127.0.0.1:8124"),
+        ("LISTEN_PUMPS_LINE_MAX", "200"),
+        ("LISTEN_PUMPS_IDENTITY", "hello"),
+        ("LISTEN_NORTH_HALL", "[::1]:8125"),
+        ("LISTEN_FDS", "1"),
+    ])
+    .expect("valid");
+    let shown: Vec<_> = settings
+        .listeners
+        .iter()
+        .map(|it| (&*it.name, it.address.port(), it.device.line_max.0, it.access.identity))
+        .collect();
+    let expected = [
+        ("device", 8123, 100, Identity::Ip),
+        ("north_hall", 8125, 100, Identity::Ip),
+        ("pumps", 8124, 200, Identity::Hello),
+    ];
+    assert_eq!(shown, expected);
+    assert!(settings.listeners.iter().all(|it| it.device.lane_max.get() == 7));
+    assert!(settings.warnings.is_empty(), "{:?}", settings.warnings);
+}
+
+#[test]
+fn a_listener_needs_an_address_and_settings_of_its_own_go_by_their_own_names() {
+    let check = |vars: &[(&str, &str)], expected: &str| {
+        let errors = errors(vars);
+        assert!(errors.len() == 1 && errors[0].starts_with(expected), "{errors:?}");
+    };
+    check(&[("DEVICE_LISTEN", "off")], "DEVICE_LISTEN: expected an address, or another listener");
+    check(&[("LISTEN_PUMPS_IDENTITY", "hello")], "LISTEN_PUMPS: expected the address");
+    check(&[("LISTEN_PUMPS", "8124")], "LISTEN_PUMPS: expected an IP address and a port");
+    let pumps = ("LISTEN_PUMPS", "127.0.0.1:8124");
+    check(&[pumps, ("LISTEN_PUMPS_IDENTITY", "name")], "LISTEN_PUMPS_IDENTITY: expected `ip`");
+    check(&[pumps, ("LISTEN_PUMPS_HEARTBEAT", "PING")], "LISTEN_PUMPS_HEARTBEAT: expected DEVICE");
+    check(&[pumps, ("LISTEN_PUMPS_CONNECTIONS_MAX", "1")], "LISTEN_PUMPS_CONNECTIONS_MAX: DEVICE");
+    check(&[pumps, ("DEVICE_KEEPALIVE_COUNT", "0")], "DEVICE_KEEPALIVE_COUNT: expected");
 }
 
 #[test]

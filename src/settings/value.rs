@@ -4,11 +4,12 @@
 //! does not hide the next.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU16;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use serde::{Deserialize, Deserializer};
 
 /// A value read from text, or what was expected instead.
@@ -131,6 +132,57 @@ impl Value for SocketAddr {
     }
 }
 
+/// Where a listener listens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Listen {
+    /// Nowhere.
+    Off,
+    /// At an address and port.
+    At(SocketAddr),
+}
+
+impl Value for Listen {
+    fn expected() -> &'static str {
+        "an IP address and a port, as in 0.0.0.0:8123 or [::]:8123, or `off`"
+    }
+    fn read(text: &str) -> Option<Self> {
+        if text == "off" { Some(Self::Off) } else { text.parse().ok().map(Self::At) }
+    }
+}
+
+/// Networks by their addresses.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Networks(Vec<IpNet>);
+
+impl Networks {
+    /// Whether an address is in one of them.
+    pub fn contain(&self, ip: IpAddr) -> bool {
+        self.0.iter().any(|network| network.contains(&ip.to_canonical()))
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl Value for Networks {
+    fn expected() -> &'static str {
+        "networks with commas between, as in 10.0.0.0/8,fd00::/8"
+    }
+    fn read(text: &str) -> Option<Self> {
+        let network = |text: &str| {
+            let text = text.trim();
+            text.parse().ok().or_else(|| Some(IpNet::from(text.parse::<IpAddr>().ok()?)))
+        };
+        text.split(',')
+            .filter(|part| !part.trim().is_empty())
+            .map(network)
+            .collect::<Option<_>>()
+            .map(Self)
+    }
+}
+
 /// The longest a duration may be: a year, so that adding one to the clock cannot overflow.
 const DURATION_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
 
@@ -208,7 +260,7 @@ impl Value for LineMax {
 macro_rules! words {
     ( $(#[$doc:meta])* $name:ident, $expected:literal; $( $(#[$vdoc:meta])* $variant:ident = $word:literal ),* $(,)? ) => {
         $(#[$doc])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         pub enum $name {
             $( $(#[$vdoc])* $variant, )*
         }
@@ -273,6 +325,48 @@ words! {
     Classic = "classic",
     /// Replicated, survives the loss of a node.
     Quorum = "quorum",
+}
+
+words! {
+    /// The wire format of devices.
+    Protocol, "`line`, `channel` or `chat`";
+    /// Lines of text.
+    Line = "line",
+    /// JSON objects that end with `##END##`.
+    Channel = "channel",
+    /// JSON with a binary header.
+    Chat = "chat",
+}
+
+words! {
+    /// What names a device.
+    Identity, "`ip`, `peer`, `hello` or `certificate`";
+    /// Its IP address.
+    Ip = "ip",
+    /// Its IP address and port.
+    Peer = "peer",
+    /// Its first line.
+    Hello = "hello",
+    /// The certificate of its TLS connection.
+    Certificate = "certificate",
+}
+
+words! {
+    /// What becomes of a second connection of a device.
+    Second, "`replace` or `reject`";
+    /// It takes the place of the first.
+    Replace = "replace",
+    /// It is refused.
+    Reject = "reject",
+}
+
+words! {
+    /// What names a device in its certificate.
+    CertificateName, "`cn` or `san`";
+    /// The common name of its subject.
+    Cn = "cn",
+    /// Its first DNS name or URI.
+    San = "san",
 }
 
 words! {

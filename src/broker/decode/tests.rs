@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::settings::LineEnding;
 
 fn defaults() -> Defaults {
     Defaults {
@@ -9,8 +10,7 @@ fn defaults() -> Defaults {
         confirm: Confirm::Written,
         timeout: Duration::from_secs(10),
         answers_have_ids: false,
-        line_ending: LineEnding::Lf,
-        line_max: 32,
+        wires: vec![Wire::Line { ending: LineEnding::Lf, max: 32 }],
     }
 }
 
@@ -20,7 +20,10 @@ fn at(wall_ms: u64) -> Moment {
 
 fn line_of(body: &str) -> String {
     let decoded = decode(body.as_bytes(), &Stamps::default(), &defaults(), at(0)).expect(body);
-    String::from_utf8(decoded.command.line.bytes().to_vec()).expect("UTF-8")
+    String::from_utf8(
+        decoded.command.spoken.in_wire(&defaults().wires[0]).expect("a line").to_vec(),
+    )
+    .expect("UTF-8")
 }
 
 #[test]

@@ -52,6 +52,11 @@ impl WebSocket {
         Self { partial: Partial::default(), begun: None, max }
     }
 
+    /// Whether a message has begun whose end has not come.
+    pub(super) fn is_amid(&self) -> bool {
+        self.begun.is_some() || self.partial.len() > 0
+    }
+
     /// Takes up bytes as they come and gives every message they complete to `message`. What is no
     /// message it answers itself.
     pub(super) fn feed(

@@ -1,0 +1,138 @@
+//! `Desk`: what a protocol may do on behalf of its device; and how a session says what is no command.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::session::{Session, Shared};
+use super::{Devices, EndReason};
+use crate::command::Reason;
+use crate::protocol::{Audience, Frame, Payload, Port, Spoken};
+
+/// Groups one connection may be in: more than any use of them, and few enough to leave them all.
+const JOINED_MAX: usize = 1000;
+
+/// What a session's task keeps for its protocol.
+#[derive(Debug, Default)]
+pub(super) struct Kept {
+    /// The groups its device has joined.
+    joined: Vec<Arc<str>>,
+    /// The device has asked to be disconnected when it sends nothing for this long.
+    pub(super) silence_max: Option<Duration>,
+}
+
+impl Kept {
+    /// Leaves all groups, at the end of the connection.
+    pub(super) fn leave_all(&mut self, session: &Session, devices: &Devices) {
+        for group in self.joined.drain(..) {
+            devices.groups.leave(&group, &session.address, session.epoch);
+        }
+    }
+}
+
+/// The part of a session that its protocol sees.
+pub(super) struct Desk<'a> {
+    pub(super) session: &'a Session,
+    pub(super) devices: &'a Devices,
+    pub(super) kept: &'a mut Kept,
+}
+
+impl Port for Desk<'_> {
+    fn line(&mut self, line: &[u8]) {
+        self.session.line(line, self.devices);
+    }
+
+    fn reply(&mut self, frame: &[u8]) {
+        self.session.tell(&frame.into(), self.devices);
+    }
+
+    fn join(&mut self, group: &str) -> Result<usize, Reason> {
+        let Session { address, epoch, .. } = self.session;
+        let is_new = !self.kept.joined.iter().any(|joined| **joined == *group);
+        if is_new && self.kept.joined.len() >= JOINED_MAX {
+            return Err(format!("expected at most {JOINED_MAX} memberships of one device").into());
+        }
+        let (count, name) = self.devices.groups.join(group, address, *epoch)?;
+        if is_new {
+            self.kept.joined.push(name);
+        }
+        Ok(count)
+    }
+
+    fn leave(&mut self, group: &str) -> Option<usize> {
+        let Session { address, epoch, .. } = self.session;
+        self.kept.joined.retain(|joined| **joined != *group);
+        self.devices.groups.leave(group, address, *epoch)
+    }
+
+    fn members(&self, group: &str) -> Option<usize> {
+        self.devices.groups.count(group)
+    }
+
+    fn say(&mut self, audience: Audience, payload: Payload) {
+        let spoken = Spoken::new(payload);
+        let find = |address| self.devices.registry.find(&address);
+        let listeners: Vec<Arc<Session>> = match audience {
+            Audience::Group(group) => {
+                let members = self.devices.groups.members(&group).unwrap_or_default();
+                members.into_iter().filter_map(find).collect()
+            }
+            Audience::These(addresses) => addresses.into_iter().filter_map(find).collect(),
+            Audience::All => {
+                let mut all = self.devices.registry.all();
+                all.retain(|other| other.rules.wire == self.session.rules.wire);
+                all
+            }
+        };
+        for listener in listeners {
+            if let Ok(frame) = spoken.in_wire(&listener.rules.wire) {
+                listener.tell(&frame, self.devices);
+            }
+        }
+    }
+
+    fn end_if_silent_for(&mut self, limit: Duration) {
+        self.kept.silence_max = Some(limit);
+    }
+}
+
+impl Session {
+    /// Says something that is no command: at once, or when the socket takes it. A device that does not
+    /// read misses what is too much.
+    pub(super) fn tell(&self, frame: &Frame, devices: &Devices) {
+        let mut shared = self.lock();
+        if shared.closed || shared.end.is_some() {
+            return;
+        }
+        if shared.outbox.push(Arc::clone(frame), Instant::now()).is_err() {
+            devices.metrics.message_dropped();
+            return;
+        }
+        if let Err(reason) = self.send_outbox(&mut shared) {
+            shared.end = Some(reason);
+        }
+        if !shared.outbox.is_empty() || shared.end.is_some() {
+            self.wake.notify_one();
+        }
+    }
+
+    /// Sends what the socket takes of what is no command, unless a line is to be finished first.
+    pub(super) fn send_outbox(&self, shared: &mut Shared) -> Result<(), EndReason> {
+        if shared.lane.first().is_some_and(|(_, begun)| begun) {
+            return Ok(());
+        }
+        while let Some(next) = shared.outbox.next() {
+            match self.stream.try_write(next) {
+                Ok(taken) => {
+                    shared.proofs.took(taken);
+                    shared.outbox.took(taken, Instant::now());
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) => return Err(EndReason::from_error(&error)),
+            }
+        }
+        Ok(())
+    }
+}

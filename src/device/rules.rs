@@ -1,0 +1,63 @@
+//! `Rules`: what every connection of one listener is held to.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::answers;
+use crate::protocol::{Content, Frame, Payload, Wire};
+use crate::settings::{Listener, Protocol};
+
+/// What every connection of one listener is held to.
+#[derive(Debug)]
+pub(crate) struct Rules {
+    /// The listener's name.
+    pub(crate) listener: String,
+    pub(crate) wire: Wire,
+    pub(crate) answer: answers::Rule,
+    pub(crate) wait_for_greeting: bool,
+    pub(crate) lane_max: usize,
+    pub(crate) tail_max: usize,
+    pub(crate) write_timeout: Duration,
+    /// How long a frame may take from its beginning to its end.
+    pub(crate) line_timeout: Duration,
+    pub(crate) silence_limit: Option<Duration>,
+    /// What a device that is silent is sent.
+    pub(crate) heartbeat: Option<Frame>,
+    /// Whether what devices say goes to the broker.
+    pub(crate) uplink: bool,
+}
+
+impl Rules {
+    /// The rules of `listener`, on the bridge of this name.
+    pub(crate) fn new(listener: &Listener, bridge: &Arc<str>) -> Self {
+        let device = &listener.device;
+        let wire = wire(listener, bridge);
+        let heartbeat = device.heartbeat.as_deref().map(|line| Content::Text(line.into()));
+        Self {
+            listener: listener.name.clone(),
+            answer: answers::Rule {
+                pattern: device.answer_pattern.as_ref().map(|pattern| pattern.0.clone()),
+                id_group: device.answer_id.clone(),
+            },
+            wait_for_greeting: device.greeting.is_on(),
+            lane_max: usize::from(device.lane_max.get()),
+            tail_max: device.tail_max.0,
+            write_timeout: device.write_timeout,
+            line_timeout: listener.access.line_timeout,
+            silence_limit: device.silence_limit,
+            // Settings are checked: it is a line.
+            heartbeat: heartbeat.and_then(|line| wire.encode(&Payload::new(line)).ok()),
+            uplink: device.uplink.is_on(),
+            wire,
+        }
+    }
+}
+
+fn wire(listener: &Listener, bridge: &Arc<str>) -> Wire {
+    let max = listener.device.line_max.0;
+    match listener.device.protocol {
+        Protocol::Line => Wire::Line { ending: listener.device.line_ending, max },
+        Protocol::Channel => Wire::Channel { max },
+        Protocol::Chat => Wire::Chat { max, from: Arc::clone(bridge) },
+    }
+}

@@ -1,0 +1,176 @@
+//! The settings table: every setting's name, default and meaning, and how a section of it is read.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::num::NonZeroU16;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use super::value::{
+    CertificateName, Confirm, Field, Identity, IfOffline, LineEnding, LineMax, Listen, LogFormat,
+    Networks, Pattern, Protocol, QueueType, Second, Secret, Size, Switch,
+};
+
+/// One row of the settings table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Setting {
+    /// The environment variable.
+    pub name: &'static str,
+    /// What it is when unset, as one would write it; empty where the meaning says what then.
+    pub default: &'static str,
+    /// What it does, in a sentence.
+    pub meaning: &'static str,
+}
+
+/// Declares one section: its settings, their rows in the table, and how they are read.
+macro_rules! section {
+    (
+        $(#[$doc:meta])* $section:ident, $raw:ident, $rows:ident, $prefix:literal;
+        $( $field:ident: $kind:ty = $name:literal, $default:literal, $meaning:literal; )*
+    ) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone)]
+        pub struct $section {
+            $( #[doc = $meaning] pub $field: $kind, )*
+        }
+
+        #[derive(Deserialize)]
+        struct $raw { $( $field: Field<$kind>, )* }
+
+        const $rows: &[Setting] = &[
+            $( Setting { name: $name, default: $default, meaning: $meaning }, )*
+        ];
+
+        impl $section {
+            pub(super) fn read(given: &BTreeMap<String, String>, errors: &mut Vec<String>) -> Option<Self> {
+                let values = $rows.iter().map(|row| {
+                    let value = given.get(row.name).cloned();
+                    (row.name.to_owned(), value.unwrap_or_else(|| row.default.to_owned()))
+                });
+                let raw: $raw = match envy::prefixed($prefix).from_iter(values) {
+                    Ok(raw) => raw,
+                    Err(error) => {
+                        errors.push(format!("{}*: {error}", $prefix));
+                        return None;
+                    }
+                };
+                let read = ( $( raw.$field.or_report($name, errors), )* );
+                let ( $( $field, )* ) = read;
+                Some(Self { $( $field: $field?, )* })
+            }
+        }
+    };
+}
+
+section! {
+    /// The RabbitMQ side: where the broker is, and what the bridge uses on it.
+    Broker, RawBroker, BROKER_ROWS, "MQ_";
+    host: String = "MQ_HOST", "localhost", "Host name or address of the broker.";
+    port: u16 = "MQ_PORT", "5672", "Port of the broker (5671 is usual with `MQ_TLS=on`).";
+    vhost: String = "MQ_VHOST", "/", "Virtual host.";
+    username: String = "MQ_USERNAME", "guest", "User to log in as.";
+    password: Secret = "MQ_PASSWORD", "guest", "Password of that user.";
+    password_file: Option<PathBuf> = "MQ_PASSWORD_FILE", "", "File that holds the password, instead of `MQ_PASSWORD`; read once at start, a newline at its end is not part of it.";
+    tls: Switch = "MQ_TLS", "off", "`on` speaks AMQP over TLS (amqps).";
+    ca_file: Option<PathBuf> = "MQ_CA_FILE", "", "PEM file of certificate authorities to trust besides the system's.";
+    queue: String = "MQ_QUEUE", "device-commands", "Queue that commands are consumed from; declared durable if it is missing.";
+    exchange: String = "MQ_EXCHANGE", "device-commands", "Exchange the queue is bound to; declared direct and durable if it is missing.";
+    routing_key: Option<String> = "MQ_ROUTING_KEY", "", "Routing key of that binding; unset: the queue's name.";
+    queue_type: QueueType = "MQ_QUEUE_TYPE", "classic", "`classic` or `quorum`: type of the queues the bridge declares. When set, an existing command queue must be of it.";
+    prefetch: NonZeroU16 = "MQ_PREFETCH", "1", "Commands in hand at a time, 1 to 65535. 1 keeps strict queue order between devices; 100 to 300 is much faster and keeps order per device.";
+    stalled_max: NonZeroU16 = "MQ_STALLED_MAX", "256", "Commands that may wait unsettled for devices that do not read, besides the prefetch; one more that would have to wait is `overloaded`.";
+    heartbeat: Duration = "MQ_HEARTBEAT", "10s", "AMQP heartbeat, whole seconds; a silent broker is given up after twice this.";
+    connect_timeout: Duration = "MQ_CONNECT_TIMEOUT", "10s", "Limit for one attempt to connect, TCP, TLS and AMQP handshake together.";
+    events_exchange: String = "MQ_EVENTS_EXCHANGE", "device-events", "Topic exchange for `presence.<address>` and `uplink.<address>`; declared if it is missing.";
+    undelivered_exchange: String = "MQ_UNDELIVERED_EXCHANGE", "undelivered", "Exchange for commands that were not delivered; declared (fanout) if it is missing, with a durable queue of the same name.";
+    parked_prefix: String = "MQ_PARKED_PREFIX", "parked", "Commands parked for a device wait in the durable queue `<prefix>.<address>`; a queue named by the prefix alone marks that there may be such.";
+}
+
+section! {
+    /// The device side: the listener and what every device connection is held to.
+    Device, RawDevice, DEVICE_ROWS, "DEVICE_";
+    listen: Listen = "DEVICE_LISTEN", "0.0.0.0:8123", "Address and port devices connect to; `[::]:8123` takes IPv6 and IPv4; `off` if there are only listeners of other names.";
+    protocol: Protocol = "DEVICE_PROTOCOL", "line", "Wire format of the devices: `line`, `channel` or `chat`.";
+    line_ending: LineEnding = "DEVICE_LINE_ENDING", "crlf", "`crlf` or `lf`: what ends each command line.";
+    line_max: LineMax = "DEVICE_LINE_MAX", "8192", "Longest line in bytes, both ways, its ending not counted; 1 to 1048576. A longer command is `invalid`; a device that sends a longer line is disconnected.";
+    send_buffer: Size = "DEVICE_SEND_BUFFER", "32768", "SO_SNDBUF in bytes, which Linux doubles: what may be on its way to a device unacknowledged, some 50 short commands. The rest waits in its lane.";
+    tail_max: Size = "DEVICE_TAIL_MAX", "262144", "Bytes of memory for commands written to one device and not yet acknowledged by it; beyond it commands wait in its lane.";
+    answer_pattern: Option<Pattern> = "DEVICE_ANSWER_PATTERN", "", "Regular expression that a device's answer to a command matches; other lines are uplink. Unset: the next line is the answer.";
+    answer_id: Option<String> = "DEVICE_ANSWER_ID", "", "Named group of `DEVICE_ANSWER_PATTERN` that holds the id of the command that is answered; then several may be on their way at a time.";
+    greeting: Switch = "DEVICE_GREETING", "off", "`on`: a device gets no command before it has sent its first line.";
+    silence_limit: Option<Duration> = "DEVICE_SILENCE_LIMIT", "", "A device that has sent nothing for this long is reported as silent, and as heard when it sends again; unset: never. It stays connected.";
+    heartbeat: Option<String> = "DEVICE_HEARTBEAT", "", "Line sent to a device that has sent nothing for half of `DEVICE_SILENCE_LIMIT`, for devices that answer one.";
+    lane_max: NonZeroU16 = "DEVICE_LANE_MAX", "64", "Commands that may wait for one device that does not read; one more is `overloaded`.";
+    write_timeout: Duration = "DEVICE_WRITE_TIMEOUT", "10s", "A device whose socket does not take the line at the head of its lane for this long is disconnected.";
+    user_timeout: Duration = "DEVICE_USER_TIMEOUT", "35s", "TCP_USER_TIMEOUT: a device that acknowledges no data for this long is gone. At least keepalive idle + interval x count.";
+    keepalive_idle: Duration = "DEVICE_KEEPALIVE_IDLE", "20s", "TCP keepalive: the first probe after this much silence, whole seconds.";
+    keepalive_interval: Duration = "DEVICE_KEEPALIVE_INTERVAL", "5s", "TCP keepalive: time between probes, whole seconds.";
+    keepalive_count: NonZeroU16 = "DEVICE_KEEPALIVE_COUNT", "3", "TCP keepalive: unanswered probes until the device counts as gone, 1 to 127.";
+    uplink: Switch = "DEVICE_UPLINK", "on", "`on` publishes the lines devices send as `uplink.<address>` events; `off` reads and drops them.";
+}
+
+section! {
+    /// Who may connect to a listener, and as whom.
+    Access, RawAccess, ACCESS_ROWS, "DEVICE_";
+    identity: Identity = "DEVICE_IDENTITY", "ip", "What names a device: `ip`, its address; `peer`, its address and port, so that each connection is a device; `hello`, its first line; `certificate`, that of its TLS connection. With `chat` it is always the phone number.";
+    hello_pattern: Pattern = "DEVICE_HELLO_PATTERN", "^HELLO (?<id>[^ ]+)( (?<token>[^ ]+))?$", "Regular expression of the first line, with the groups `id` and, if devices have tokens, `token`.";
+    hello_timeout: Duration = "DEVICE_HELLO_TIMEOUT", "10s", "How long it may take until it is known who a device is: PROXY header, TLS handshake and first line together.";
+    second: Second = "DEVICE_SECOND", "replace", "A second connection of a device: `replace` closes the first, `reject` refuses the second.";
+    tokens_file: Option<PathBuf> = "DEVICE_TOKENS_FILE", "", "File of ids and argon2 hashes of their tokens, a line each, as `rabbitline token` writes them; read again when it changes. With it a device needs its token.";
+    tokens_redis_key: Option<String> = "DEVICE_TOKENS_REDIS_KEY", "", "Name of the Redis hash that has a device's token in its field `token`, with `<id>` for the id, as in `user:<id>`. With it a device needs its token.";
+    tls_certificate: Option<PathBuf> = "DEVICE_TLS_CERTIFICATE", "", "PEM file of the listener's certificate and those that vouch for it; with it devices speak TLS. Read again when it changes.";
+    tls_key: Option<PathBuf> = "DEVICE_TLS_KEY", "", "PEM file of that certificate's private key.";
+    tls_client_ca: Option<PathBuf> = "DEVICE_TLS_CLIENT_CA", "", "PEM file of the authorities that vouch for devices; with it a device without such a certificate is refused.";
+    certificate_name: CertificateName = "DEVICE_CERTIFICATE_NAME", "cn", "What names a device in its certificate: `cn`, the common name of its subject, or `san`, its first DNS name or URI.";
+    proxy_from: Networks = "DEVICE_PROXY_FROM", "", "Networks (as in 10.0.0.0/8, with commas between) of proxies that begin each connection with a PROXY header, version 1 or 2; from there it must have one, from elsewhere it is none.";
+    connections_max: Option<Size> = "DEVICE_CONNECTIONS_MAX", "", "Connections of all listeners together; unset: as many as the limit on open files leaves room for.";
+    connections_per_ip: Option<Size> = "DEVICE_CONNECTIONS_PER_IP", "", "Connections from one IP address; unset: no limit.";
+    connections_per_net: Option<Size> = "DEVICE_CONNECTIONS_PER_NET", "", "Connections from one network, a /24 of IPv4 or a /64 of IPv6; unset: no limit.";
+    unknown_max: Size = "DEVICE_UNKNOWN_MAX", "1000", "Connections of which it is not known yet who they are; beyond it the one that has waited longest is closed.";
+    accept_rate: Option<Size> = "DEVICE_ACCEPT_RATE", "", "Connections taken up in a second; more wait in the kernel's queue. Unset: no limit.";
+    line_timeout: Duration = "DEVICE_LINE_TIMEOUT", "1m", "A device that has sent the beginning of a line or frame must send its end within this.";
+    flap_max: Option<Size> = "DEVICE_FLAP_MAX", "", "Connects of one device within `DEVICE_FLAP_WINDOW`; one that connects more often is refused for `DEVICE_FLAP_PAUSE`. Unset: no limit.";
+    flap_window: Duration = "DEVICE_FLAP_WINDOW", "1m", "See `DEVICE_FLAP_MAX`.";
+    flap_pause: Duration = "DEVICE_FLAP_PAUSE", "1m", "See `DEVICE_FLAP_MAX`.";
+}
+
+section! {
+    /// What a command is held to when it does not say so itself.
+    CommandDefaults, RawCommand, COMMAND_ROWS, "COMMAND_";
+    ttl: Duration = "COMMAND_TTL", "1h", "A command is not written later than this after its publication, unless it has a `ttl_ms` of its own.";
+    confirm: Confirm = "COMMAND_CONFIRM", "written", "How much proof makes a command delivered: `written`, `received` or `answered`.";
+    timeout: Duration = "COMMAND_TIMEOUT", "10s", "How long after the write the proof may take, unless the command has a `timeout_ms` of its own.";
+    if_offline: IfOffline = "COMMAND_IF_OFFLINE", "reject", "For a device that is not connected: `reject` sends the command to the undelivered exchange, `park` keeps it in the broker until the device connects or the ttl ends, `drop` forgets it.";
+    parked_max: Size = "COMMAND_PARKED_MAX", "1000", "Commands that may be parked for one device; one more is `overloaded`.";
+    parked_total_max: Size = "COMMAND_PARKED_TOTAL_MAX", "100000", "Commands that may be parked for all devices together; one more is `overloaded`.";
+}
+
+section! {
+    /// The HTTP side.
+    Http, RawHttp, HTTP_ROWS, "HTTP_";
+    listen: SocketAddr = "HTTP_LISTEN", "127.0.0.1:9123", "Address and port of `/livez`, `/readyz`, `/metrics` and `/devices`.";
+}
+
+section! {
+    /// The process itself.
+    Process, RawProcess, PROCESS_ROWS, "";
+    bridge_name: Option<String> = "BRIDGE_NAME", "", "Name of this bridge in events and receipts; unset: the host name.";
+    shutdown_grace: Duration = "SHUTDOWN_GRACE", "10s", "Limit for the drain on SIGTERM or SIGINT.";
+    runtime_threads: NonZeroU16 = "RUNTIME_THREADS", "1", "Worker threads. One is fastest up to many thousands of devices: commands then never change threads.";
+    log: String = "LOG", "info", "Log filter: `error`, `warn`, `info`, `debug`, `trace`, or per module as in `info,rabbitline::device=debug`.";
+    log_format: LogFormat = "LOG_FORMAT", "text", "`text` for people, `json` for machines; one line an event, on standard error.";
+}
+
+/// The settings table, in the order the documentation shows it.
+pub fn table() -> impl Iterator<Item = &'static Setting> {
+    [BROKER_ROWS, DEVICE_ROWS, ACCESS_ROWS, COMMAND_ROWS, HTTP_ROWS, PROCESS_ROWS]
+        .into_iter()
+        .flatten()
+}
+
+/// The settings that each listener may have for itself.
+pub(super) fn device_rows() -> impl Iterator<Item = &'static Setting> {
+    [DEVICE_ROWS, ACCESS_ROWS].into_iter().flatten()
+}
