@@ -19,6 +19,7 @@ mod retry;
 mod topology;
 
 pub(crate) use consumer::Consumer;
+pub(crate) use decode::{Recipients, Terms};
 pub(crate) use intake::Intake;
 pub(crate) use jobs::Jobs;
 pub use message::Message;

@@ -75,6 +75,9 @@ impl Ledger {
         let id = facts.origin.id.as_deref()?;
         let mut hasher = self.hasher.build_hasher();
         id.hash(&mut hasher);
+        if facts.origin.shared {
+            facts.command.address.hash(&mut hasher);
+        }
         facts.origin.message.fingerprint(&mut hasher);
         Some(hasher.finish())
     }

@@ -23,6 +23,8 @@ pub mod broker;
 pub mod router;
 
 pub mod device;
+mod fanout;
+mod gathering;
 mod groups;
 mod protocol;
 

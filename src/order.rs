@@ -25,7 +25,7 @@ pub struct Facts {
 }
 
 /// Where a message came from. Messages that are no commands have this, too.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Origin {
     pub(crate) message: Arc<Message>,
     /// Bytes the message keeps in memory, roughly.
@@ -43,6 +43,8 @@ pub struct Origin {
     pub(crate) redelivered: bool,
     /// Whether it waited in its device's own queue.
     pub(crate) parked: bool,
+    /// Whether the message is for others, too.
+    pub(crate) shared: bool,
 }
 
 /// When a command took which step, milliseconds since 1970; zero for a step not taken.
@@ -145,6 +147,7 @@ pub(crate) mod tests {
             number: 1,
             redelivered: false,
             parked: false,
+            shared: false,
         };
         Facts { command, origin, steps: Steps::default() }
     }

@@ -4,6 +4,7 @@
 //! receipt, the message itself to the undelivered exchange) that the broker must confirm. The
 //! consumer and the device sessions call it; it never waits.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +13,8 @@ use tracing::{debug, info};
 
 use crate::broker::{Jobs, Message};
 use crate::clock::{self, Moment};
-use crate::command::{Address, Command, Disposition, Outcome, Reason};
+use crate::command::{Address, Command, Disposition, IfOffline, Outcome, Reason};
+use crate::gathering::Tally;
 use crate::ledger::{Known, Ledger};
 use crate::metrics::Metrics;
 use crate::order::{Facts, Order, Origin};
@@ -47,8 +49,9 @@ impl Job {
 /// Where a copy of a message goes.
 #[derive(Debug)]
 pub(crate) enum Copy {
-    /// To the undelivered exchange, for this outcome and reason.
-    Undelivered(Outcome, Reason),
+    /// To the undelivered exchange, for this outcome and reason; and for whom, if the message is for
+    /// others, too.
+    Undelivered(Outcome, Reason, Option<Address>),
     /// To its device's own queue.
     Parked(Place),
 }
@@ -89,6 +92,16 @@ struct Receipt<'a> {
     answer: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     answer_base64: Option<String>,
+    bridge: &'a str,
+    at: String,
+}
+
+/// What became of a command for many.
+#[derive(Serialize)]
+struct Summary<'a> {
+    id: &'a str,
+    members: usize,
+    outcomes: BTreeMap<&'static str, usize>,
     bridge: &'a str,
     at: String,
 }
@@ -152,9 +165,45 @@ impl Reporter {
         reason: Reason,
         settlement: Settlement,
     ) -> Option<Settlement> {
-        let copy = Some(Copy::Undelivered(Outcome::Invalid, reason.clone()));
+        let copy = Some(Copy::Undelivered(Outcome::Invalid, reason.clone(), None));
         let account = Account { origin, address, copy };
         self.finish(account, Fate::new(Outcome::Invalid, reason), Some(settlement))
+    }
+
+    /// Reports a command for many who are none.
+    pub(crate) fn conclude_nobody(
+        &self,
+        origin: &Origin,
+        if_offline: IfOffline,
+        settlement: Settlement,
+    ) -> Option<Settlement> {
+        let fate = Fate::new(Outcome::Offline, "nobody is in the group, or connected");
+        let undelivered = Copy::Undelivered(fate.outcome, fate.reason.clone(), None);
+        let copy = (if_offline != IfOffline::Drop).then_some(undelivered);
+        self.finish(Account { origin, address: None, copy }, fate, Some(settlement))
+    }
+
+    /// Settles the delivery of a command for many, behind a summary if its sender wants receipts.
+    pub(crate) fn summarize(&self, origin: &Origin, tally: &Tally, delivery: Settlement) {
+        if origin.message.reply_to().is_none() {
+            delivery.settle();
+            return;
+        }
+        let counted = Outcome::ALL.into_iter().zip(tally.iter().copied());
+        let summary = Summary {
+            id: &self.id(origin),
+            members: tally.iter().sum(),
+            outcomes: counted
+                .filter(|(_, count)| *count > 0)
+                .map(|(outcome, count)| (outcome.label(), count))
+                .collect(),
+            bridge: &self.bridge,
+            at: clock::rfc3339(Moment::now().wall_ms),
+        };
+        // Strings and numbers: this cannot fail.
+        let receipt = Some(serde_json::to_vec(&summary).unwrap_or_default());
+        let message = Arc::clone(&origin.message);
+        self.jobs.push(Job { message, settlement: Some(delivery), copy: None, receipt });
     }
 
     /// Reports a parked command that has expired in the broker, which has passed it on already.
@@ -191,10 +240,13 @@ impl Reporter {
         let Command { address, if_offline, once, .. } = &facts.command;
         let copy = match fate.outcome.disposition(*if_offline, *once) {
             Disposition::Ack => None,
-            Disposition::Undelivered => Some(Copy::Undelivered(fate.outcome, fate.reason.clone())),
+            Disposition::Undelivered => Some(undelivered(facts, &fate)),
             Disposition::Park => Some(self.park(facts, &mut fate)),
         };
         facts.steps.conclude(fate.outcome, Moment::now().wall_ms);
+        if let Some(gathering) = settlement.as_ref().and_then(Settlement::gathering) {
+            gathering.count(fate.outcome);
+        }
         if is_final_at_the_device(fate.outcome) {
             self.ledger.note(facts, Known::Done(fate.outcome, fate.answer.clone()));
         }
@@ -216,7 +268,7 @@ impl Reporter {
                     fate.outcome = Outcome::Overloaded;
                 }
                 fate.reason = format!("{}; {full}", fate.reason).into();
-                Copy::Undelivered(fate.outcome, fate.reason.clone())
+                undelivered(facts, fate)
             }
         }
     }
@@ -303,6 +355,11 @@ impl Reporter {
             None => format!("{}-{:x}-{}", self.bridge, self.born_ms, origin.number),
         }
     }
+}
+
+fn undelivered(facts: &Facts, fate: &Fate) -> Copy {
+    let member = facts.origin.shared.then(|| facts.command.address.clone());
+    Copy::Undelivered(fate.outcome, fate.reason.clone(), member)
 }
 
 /// Whether bytes went out, so that a second try would be a repetition.

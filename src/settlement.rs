@@ -5,9 +5,12 @@
 //! is delivered again. A settlement outlives its AMQP channel harmlessly: the broker delivers
 //! again what a dead channel held, so there is then nothing left to settle.
 
+use std::sync::Arc;
+
 use tokio::sync::mpsc;
 use tracing::error;
 
+use crate::gathering::Gathering;
 use crate::metrics::Metrics;
 
 /// What becomes of a delivery; the number is its tag.
@@ -19,48 +22,83 @@ pub enum Verdict {
     Return(u64),
 }
 
-/// The duty to settle one delivery.
+/// The duty to settle one delivery, or a share of it.
 #[derive(Debug)]
 pub struct Settlement {
-    tag: u64,
-    verdicts: mpsc::Sender<Verdict>,
+    duty: Duty,
     forgotten: Option<Metrics>,
+}
+
+#[derive(Debug)]
+enum Duty {
+    Whole {
+        tag: u64,
+        verdicts: mpsc::Sender<Verdict>,
+    },
+    /// One of several orders that one delivery is for.
+    Share(Arc<Gathering>),
 }
 
 impl Settlement {
     /// The duty for the delivery `tag`. `verdicts` leads to the task that holds its channel and
     /// has room for every delivery that can be unsettled at once.
     pub fn new(tag: u64, verdicts: mpsc::Sender<Verdict>, metrics: Metrics) -> Self {
-        Self { tag, verdicts, forgotten: Some(metrics) }
+        Self { duty: Duty::Whole { tag, verdicts }, forgotten: Some(metrics) }
+    }
+
+    /// A share of a delivery that is for many.
+    pub(crate) fn share_of(gathering: &Arc<Gathering>, metrics: Metrics) -> Self {
+        Self { duty: Duty::Share(Arc::clone(gathering)), forgotten: Some(metrics) }
+    }
+
+    /// The delivery it is a share of, if it is one.
+    pub(crate) fn gathering(&self) -> Option<&Gathering> {
+        match &self.duty {
+            Duty::Whole { .. } => None,
+            Duty::Share(gathering) => Some(gathering),
+        }
     }
 
     /// Whether the channel still stands. If not, the broker delivers the message again, and doing
     /// its work here too would do it twice.
     pub fn is_live(&self) -> bool {
-        !self.verdicts.is_closed()
+        match &self.duty {
+            Duty::Whole { verdicts, .. } => !verdicts.is_closed(),
+            Duty::Share(gathering) => gathering.is_live(),
+        }
     }
 
     /// Settles it from any task: the consumer acknowledges the delivery.
     pub fn settle(self) {
-        let verdict = Verdict::Ack(self.tag);
-        self.say(verdict);
+        self.say(Verdict::Ack);
     }
 
-    /// Settles it inside the consumer, which acknowledges the tag itself.
-    pub fn settle_here(mut self) -> u64 {
-        self.forgotten = None;
-        self.tag
+    /// Settles it inside the consumer, which acknowledges the tag itself, if there is one to
+    /// acknowledge.
+    pub fn settle_here(mut self) -> Option<u64> {
+        if let Duty::Whole { tag, .. } = &self.duty {
+            self.forgotten = None;
+            return Some(*tag);
+        }
+        self.settle();
+        None
     }
 
     /// Gives the delivery back: unacknowledged, it is delivered again once its channel closes.
     pub fn hand_back(self) {
-        let verdict = Verdict::Return(self.tag);
-        self.say(verdict);
+        self.say(Verdict::Return);
     }
 
-    fn say(mut self, verdict: Verdict) {
+    fn say(mut self, verdict: impl Fn(u64) -> Verdict) {
         self.forgotten = None;
-        match self.verdicts.try_send(verdict) {
+        let (tag, verdicts) = match &self.duty {
+            Duty::Whole { tag, verdicts } => (*tag, verdicts),
+            Duty::Share(gathering) => {
+                gathering.share_done(matches!(verdict(0), Verdict::Return(_)));
+                return;
+            }
+        };
+        match verdicts.try_send(verdict(tag)) {
             Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => {}
             Err(mpsc::error::TrySendError::Full(verdict)) => {
                 error!(
@@ -76,7 +114,7 @@ impl Drop for Settlement {
     fn drop(&mut self) {
         if let Some(metrics) = self.forgotten.take() {
             metrics.settlement_forgotten();
-            error!(tag = self.tag, "a delivery was dropped unsettled; it will be delivered again.");
+            error!(duty = ?self.duty, "a delivery was dropped unsettled; it will be delivered again.");
         }
     }
 }
@@ -91,7 +129,7 @@ mod tests {
         let metrics = Metrics::new();
         Settlement::new(7, verdicts.clone(), metrics.clone()).settle();
         assert_eq!(consumer.recv().await, Some(Verdict::Ack(7)));
-        assert_eq!(Settlement::new(8, verdicts.clone(), metrics.clone()).settle_here(), 8);
+        assert_eq!(Settlement::new(8, verdicts.clone(), metrics.clone()).settle_here(), Some(8));
         Settlement::new(9, verdicts, metrics.clone()).hand_back();
         assert_eq!(consumer.recv().await, Some(Verdict::Return(9)));
         assert_eq!(consumer.recv().await, None);

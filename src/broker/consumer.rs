@@ -22,10 +22,11 @@ use tracing::info;
 
 use super::acks::{Ack, Acks};
 use super::connection::Link;
-use super::intake::Intake;
+use super::intake::{Intake, Taken};
 use super::retry::Retry;
 use super::{BrokerError, drain, topology};
 use crate::clock;
+use crate::fanout::Fanout;
 use crate::metrics;
 use crate::router::Routed;
 use crate::settlement::{Settlement, Verdict};
@@ -100,7 +101,9 @@ impl Consumer {
                 biased;
                 () = &mut drained => break,
                 Some(verdict) = hand.settled.recv() => hand.judge(verdict),
-                delivered = hand.deliveries.next() => hand.take_up(delivered)?,
+                // What comes next may be for one of those that have not had this yet.
+                () = tokio::task::yield_now(), if hand.fanout.is_some() => hand.fan_out(),
+                delivered = hand.deliveries.next(), if hand.fanout.is_none() => hand.take_up(delivered)?,
                 () = clock::until(renew_at) => hand.renew().await?,
             }
             hand.take_what_is_ready()?;
@@ -131,6 +134,8 @@ struct Hand<'a> {
     stalled_max: usize,
     /// Since when every delivery in hand has waited.
     waiting_since: Option<Instant>,
+    /// A command for many, on its way to each.
+    fanout: Option<Fanout>,
 }
 
 impl<'a> Hand<'a> {
@@ -156,6 +161,7 @@ impl<'a> Hand<'a> {
             prefetch,
             stalled_max,
             waiting_since,
+            fanout: None,
         })
     }
 
@@ -175,8 +181,8 @@ impl<'a> Hand<'a> {
         let intake = &self.consumer.intake;
         let devices = intake.devices();
         let settlement = Settlement::new(tag, self.verdicts.clone(), devices.metrics.clone());
-        let settlement = match intake.order(delivered, settlement) {
-            Ok(order) => {
+        let settlement = match intake.take(delivered, settlement) {
+            Taken::One(order) => {
                 let now = order.facts.origin.arrived.mono;
                 match intake.router.route(order, now) {
                     Routed::Waiting => None,
@@ -184,12 +190,23 @@ impl<'a> Hand<'a> {
                     Routed::Concluded(order, fate) => devices.reporter.conclude(order, fate),
                 }
             }
-            Err(settlement) => settlement,
+            Taken::Many(fanout) => {
+                self.fanout = Some(fanout);
+                None
+            }
+            Taken::Settled(settlement) => settlement,
         };
-        if let Some(settlement) = settlement {
-            self.settle(settlement.settle_here());
+        if let Some(tag) = settlement.and_then(Settlement::settle_here) {
+            self.settle(tag);
         }
         Ok(())
+    }
+
+    /// Sends the command for many that is on its way to some more of them.
+    fn fan_out(&mut self) {
+        if self.fanout.as_mut().is_some_and(|fanout| self.consumer.intake.step(fanout)) {
+            self.fanout = None;
+        }
     }
 
     /// Takes up a verdict. What was given back stays open until the channel closes.
@@ -211,6 +228,8 @@ impl<'a> Hand<'a> {
         while self.acks.due() < enough {
             if let Ok(verdict) = self.settled.try_recv() {
                 self.judge(verdict);
+            } else if self.fanout.is_some() {
+                break;
             } else if let Some(delivered) = self.deliveries.next().now_or_never() {
                 self.take_up(delivered)?;
             } else {
@@ -262,6 +281,10 @@ impl<'a> Hand<'a> {
         // What the broker sent before it heard of the cancellation.
         while let Some(delivered) = self.deliveries.next().await {
             self.take_up(Some(delivered))?;
+            while self.fanout.is_some() {
+                self.fan_out();
+                tokio::task::yield_now().await;
+            }
         }
         self.acknowledge()?;
         self.acks.start_consumer();
@@ -282,6 +305,10 @@ impl<'a> Hand<'a> {
     /// goes back to the queue with the channel.
     async fn finish(mut self) -> Result<(), BrokerError> {
         self.cancel().await?;
+        while self.fanout.is_some() {
+            self.fan_out();
+            tokio::task::yield_now().await;
+        }
         while self.acks.open_count() > 0 {
             match self.settled.recv().await {
                 Some(verdict) => self.judge(verdict),

@@ -1,8 +1,10 @@
-//! A message body becomes a `Command`, or a reason why not. Pure: the time is an argument.
+//! A message body becomes a `Decoded` command, or a reason why not. Pure: the time is an argument.
 //!
 //! Every error names its field and says what was expected. Fields that are not ours are ignored.
 //! A `cmd` that is not a string goes out as the JSON it came as, without its white space: keys keep
 //! their order and numbers their digits.
+
+mod recipients;
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -12,9 +14,11 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use tokio::time::Instant;
 
+pub(crate) use recipients::Recipients;
+
 use crate::clock::Moment;
 use crate::command::{Address, Command, Confirm, IfOffline, Reason};
-use crate::protocol::{Content, Payload, Spoken, Wire};
+use crate::protocol::{Content, Payload, Reach, Spoken, Wire};
 
 /// What the AMQP properties say that matters to a command.
 #[derive(Debug, Clone, Copy, Default)]
@@ -45,8 +49,28 @@ pub(crate) struct Defaults {
 /// A decoded command, and what belongs to its message rather than to it.
 #[derive(Debug)]
 pub(crate) struct Decoded {
-    pub(crate) command: Command,
+    pub(crate) recipients: Recipients,
+    pub(crate) terms: Terms,
     pub(crate) id: Option<Box<str>>,
+}
+
+/// What a command is, but for whom it is for.
+#[derive(Debug, Clone)]
+pub(crate) struct Terms {
+    pub(crate) spoken: Arc<Spoken>,
+    pub(crate) expires: Instant,
+    pub(crate) if_offline: IfOffline,
+    pub(crate) confirm: Confirm,
+    pub(crate) timeout: Duration,
+    pub(crate) once: bool,
+}
+
+impl Terms {
+    /// The command for one device.
+    pub(crate) fn with(&self, address: Address) -> Command {
+        let Self { spoken, expires, if_offline, confirm, timeout, once } = self.clone();
+        Command { address, spoken, expires, if_offline, confirm, timeout, once }
+    }
 }
 
 /// Why a message is no command, and as much as could be read of it.
@@ -61,6 +85,22 @@ pub(crate) struct Invalid {
 struct Body<'a> {
     #[serde(borrow)]
     address: Option<&'a RawValue>,
+    #[serde(borrow)]
+    addresses: Option<&'a RawValue>,
+    #[serde(borrow)]
+    group: Option<&'a RawValue>,
+    #[serde(borrow)]
+    broadcast: Option<&'a RawValue>,
+    #[serde(borrow)]
+    from: Option<&'a RawValue>,
+    #[serde(borrow)]
+    command_id: Option<&'a RawValue>,
+    #[serde(borrow)]
+    chat_from: Option<&'a RawValue>,
+    #[serde(borrow)]
+    chat_to: Option<&'a RawValue>,
+    #[serde(borrow)]
+    chat_content: Option<&'a RawValue>,
     #[serde(borrow)]
     cmd: Option<&'a RawValue>,
     #[serde(borrow)]
@@ -99,24 +139,35 @@ pub(crate) fn decode(
             return Err(Invalid { reason, id: None, address: None });
         }
     };
-    let address = body
-        .address
-        .ok_or_else(|| missing("address"))
-        .and_then(|raw| Address::parse(&text("address", raw)?));
-    let address = match address {
-        Ok(address) => address,
+    let recipients = match &body.chat() {
+        Some(command) => recipients::read_chat(command, body.chat_to),
+        None => recipients::read(&body),
+    };
+    let recipients = match recipients {
+        Ok(recipients) => recipients,
         Err(reason) => {
             return Err(Invalid { reason, id, address: None });
         }
     };
-    match fields(&body, stamps, defaults, now) {
-        Ok(fields) => {
-            let Fields { payload, expires, if_offline, confirm, timeout, once } = fields;
-            let spoken = Arc::new(Spoken::new(payload));
-            let command = Command { address, spoken, expires, if_offline, confirm, timeout, once };
-            Ok(Decoded { command, id })
+    match terms(&body, &recipients, stamps, defaults, now) {
+        Ok(terms) => Ok(Decoded { recipients, terms, id }),
+        Err(reason) => {
+            let address = match recipients {
+                Recipients::One(address) => Some(address),
+                Recipients::These(_)
+                | Recipients::Group(_)
+                | Recipients::All
+                | Recipients::AllInChat => None,
+            };
+            Err(Invalid { reason, id, address })
         }
-        Err(reason) => Err(Invalid { reason, id, address: Some(address) }),
+    }
+}
+
+impl Body<'_> {
+    /// The command of a `chat` message as a backend writes it, if it is one.
+    fn chat(&self) -> Option<&str> {
+        self.command_id.filter(|_| self.cmd.is_none()).map(RawValue::get)
     }
 }
 
@@ -131,29 +182,15 @@ fn parse(body: &[u8]) -> Result<Body<'_>, Reason> {
         .map_err(|error| Cow::from(format!("body: expected a JSON object, got {error}")))
 }
 
-/// What a body says besides the address and the id.
-struct Fields {
-    payload: Payload,
-    expires: Instant,
-    if_offline: IfOffline,
-    confirm: Confirm,
-    timeout: Duration,
-    once: bool,
-}
-
-fn fields(
+/// What a body says besides the id and whom it is for.
+fn terms(
     body: &Body<'_>,
+    recipients: &Recipients,
     stamps: &Stamps<'_>,
     defaults: &Defaults,
     now: Moment,
-) -> Result<Fields, Reason> {
-    let cmd = body.cmd.ok_or_else(|| missing("cmd"))?;
-    let content = if cmd.get().starts_with('"') {
-        Content::Text(text("cmd", cmd)?.into())
-    } else {
-        Content::of(cmd)
-    };
-    let payload = Payload::new(content);
+) -> Result<Terms, Reason> {
+    let payload = payload(body, recipients)?;
     sayable(&payload, &defaults.wires)?;
     let ttl_ms = body.ttl_ms.map(|raw| milliseconds("ttl_ms", raw)).transpose()?;
     let timeout = body.timeout_ms.map(|raw| milliseconds("timeout_ms", raw)).transpose()?;
@@ -186,7 +223,30 @@ fn fields(
         .into());
     }
     let expires = expiry(ttl, stamps, now);
-    Ok(Fields { payload, expires, if_offline, confirm, timeout, once })
+    let spoken = Arc::new(Spoken::new(payload));
+    Ok(Terms { spoken, expires, if_offline, confirm, timeout, once })
+}
+
+/// What devices are told.
+fn payload(body: &Body<'_>, recipients: &Recipients) -> Result<Payload, Reason> {
+    let (name, cmd, from) = match body.chat() {
+        Some(_) => ("chat_content", body.chat_content, body.chat_from),
+        None => ("cmd", body.cmd, body.from),
+    };
+    let cmd = cmd.ok_or_else(|| missing(name))?;
+    let content = if cmd.get().starts_with('"') {
+        Content::Text(text(name, cmd)?.into())
+    } else {
+        Content::of(cmd)
+    };
+    let from = from.map(|raw| text("from", raw)).transpose()?;
+    let (reach, group) = match recipients {
+        Recipients::One(_) => (Reach::One, None),
+        Recipients::These(_) => (Reach::Several, None),
+        Recipients::Group(name) => (Reach::Several, Some(Arc::clone(name))),
+        Recipients::All | Recipients::AllInChat => (Reach::All, None),
+    };
+    Ok(Payload { content, group, from: from.map(|from| from.as_ref().into()), reach })
 }
 
 /// Whether some device could be told this; else why the first of the formats has no way to say it.

@@ -235,7 +235,7 @@ impl<'a> Hand<'a> {
         let devices = self.intake.devices();
         let settlement = Settlement::new(tag, self.verdicts.clone(), devices.metrics.clone());
         let id = message::parked_id(&delivered.properties).map(Into::into);
-        let (order, number) = self.intake.parked_order(delivered, settlement);
+        let (order, number) = self.intake.parked_order(delivered, self.address, settlement);
         self.open.push((tag, number));
         self.recent.extend(id);
         if self.recent.len() > RECENT_MAX {

@@ -7,10 +7,12 @@ use std::time::Duration;
 
 use lapin::message::Delivery as Delivered;
 
-use super::decode::{self, Decoded, Defaults};
-use super::message::{Message, ParkedMarks};
+use super::decode::{self, Decoded, Defaults, Invalid, Recipients};
+use super::message::Message;
 use crate::clock::Moment;
+use crate::command::{Address, Command};
 use crate::device::Devices;
+use crate::fanout::{self, Fanout};
 use crate::order::{Facts, Order, Origin, Steps};
 use crate::router::Router;
 use crate::settings::Settings;
@@ -46,23 +48,43 @@ impl Intake {
         &self.router.devices
     }
 
-    /// Makes an order of a message from the command queue. If it is no command, that is reported,
+    /// Makes of a message from the command queue what it is. If it is no command, that is reported,
     /// and its settlement is given back if it may be settled at once.
-    pub(super) fn order(
-        &self,
-        delivered: Delivered,
-        settlement: Settlement,
-    ) -> Result<Order, Option<Settlement>> {
+    pub(super) fn take(&self, delivered: Delivered, settlement: Settlement) -> Taken {
         let redelivered = delivered.redelivered;
         let message = message(delivered);
-        self.decode(message, redelivered, None, settlement)
+        let arrived = Moment::now();
+        let number = self.numbers.fetch_add(1, Ordering::Relaxed);
+        let origin = Origin { redelivered, ..origin(message, arrived, number) };
+        let Decoded { recipients, terms, id } = match self.decode(&origin) {
+            Ok(decoded) => decoded,
+            Err(invalid) => return Taken::Settled(self.refuse(origin, invalid, settlement)),
+        };
+        let origin = Origin { id: id.or(origin.id), ..origin };
+        if let Recipients::One(address) = recipients {
+            return Taken::One(self.order(terms.with(address), origin, settlement));
+        }
+        let members = fanout::members(self.devices(), recipients);
+        if members.is_empty() {
+            let reporter = &self.devices().reporter;
+            let settlement = reporter.conclude_nobody(&origin, terms.if_offline, settlement);
+            return Taken::Settled(settlement);
+        }
+        let origin = Origin { shared: true, ..origin };
+        Taken::Many(Fanout::new(self.devices(), terms, origin, members, settlement))
     }
 
-    /// Makes an order of a message that was parked; gives also the number
-    /// that it had when this process parked it.
+    /// Sends a command for many to some more of them; true when all have had it.
+    pub(super) fn step(&self, fanout: &mut Fanout) -> bool {
+        fanout.step(&self.router, &self.trail)
+    }
+
+    /// Makes an order of a message that was parked for `address`; gives also the number that it had
+    /// when this process parked it.
     pub(super) fn parked_order(
         &self,
         delivered: Delivered,
+        address: &Address,
         settlement: Settlement,
     ) -> (Result<Order, Option<Settlement>>, Option<u64>) {
         let redelivered = delivered.redelivered;
@@ -73,56 +95,68 @@ impl Intake {
         let marks = message.unpark();
         let number =
             marks.by.as_deref().and_then(|by| self.devices().reporter.number_parked_by(by));
-        (self.decode(message, redelivered, Some((marks, number)), settlement), number)
-    }
-
-    fn decode(
-        &self,
-        message: Message,
-        redelivered: bool,
-        parked: Option<(ParkedMarks, Option<u64>)>,
-        settlement: Settlement,
-    ) -> Result<Order, Option<Settlement>> {
         let arrived = Moment::now();
-        let stamps = message.stamps();
-        let published_ms = decode::published_ms(&stamps, arrived);
-        let decoded = decode::decode(message.body(), &stamps, &self.defaults, arrived);
-        let is_parked = parked.is_some();
         // It keeps its number, which is its place among those that wait; before all that came since if
         // another process parked it.
-        let number = match &parked {
-            Some((_, number)) => number.unwrap_or(0),
-            None => self.numbers.fetch_add(1, Ordering::Relaxed),
+        let origin = origin(message, arrived, number.unwrap_or(0));
+        let origin = Origin { redelivered, parked: true, ..origin };
+        let Decoded { recipients, terms, id } = match self.decode(&origin) {
+            Ok(decoded) => decoded,
+            Err(invalid) => return (Err(self.refuse(origin, invalid, settlement)), number),
         };
-        let origin = |id: Option<Box<str>>| Origin {
-            id: id.or_else(|| message.message_id().map(Into::into)),
-            size: message.size(),
-            message: Arc::new(message),
-            arrived,
-            published_ms,
-            number,
-            redelivered,
-            parked: is_parked,
-        };
-        match decoded {
-            Ok(Decoded { mut command, id }) => {
-                // Its time began before it was parked, and not all messages say when.
-                if let Some(until_ms) = parked.and_then(|(marks, _)| marks.until_ms) {
-                    let left = Duration::from_millis(until_ms.saturating_sub(arrived.wall_ms));
-                    command.expires = command.expires.min(arrived.mono + left);
-                }
-                let facts = Facts { command, origin: origin(id), steps: Steps::default() };
-                let facts = Arc::new(facts);
-                self.trail.command(&facts);
-                Ok(Order { facts, settlement, frame: None })
-            }
-            Err(invalid) => {
-                let origin = origin(invalid.id);
-                let address = invalid.address.as_ref();
-                let reporter = &self.devices().reporter;
-                Err(reporter.conclude_invalid(&origin, address, invalid.reason, settlement))
-            }
+        let shared = !matches!(recipients, Recipients::One(_));
+        let origin = Origin { id: id.or(origin.id), shared, ..origin };
+        let mut command = terms.with(address.clone());
+        // Its time began before it was parked, and not all messages say when.
+        if let Some(until_ms) = marks.until_ms {
+            let left = Duration::from_millis(until_ms.saturating_sub(arrived.wall_ms));
+            command.expires = command.expires.min(arrived.mono + left);
         }
+        (Ok(self.order(command, origin, settlement)), number)
+    }
+
+    fn decode(&self, origin: &Origin) -> Result<Decoded, Invalid> {
+        let message = &origin.message;
+        decode::decode(message.body(), &message.stamps(), &self.defaults, origin.arrived)
+    }
+
+    fn order(&self, command: Command, origin: Origin, settlement: Settlement) -> Order {
+        let facts = Arc::new(Facts { command, origin, steps: Steps::default() });
+        self.trail.command(&facts);
+        Order { facts, settlement, frame: None }
+    }
+
+    fn refuse(
+        &self,
+        origin: Origin,
+        invalid: Invalid,
+        settlement: Settlement,
+    ) -> Option<Settlement> {
+        let origin = Origin { id: invalid.id.or(origin.id), ..origin };
+        let address = invalid.address.as_ref();
+        self.devices().reporter.conclude_invalid(&origin, address, invalid.reason, settlement)
+    }
+}
+
+/// What a message from the command queue is.
+pub(super) enum Taken {
+    One(Order),
+    Many(Fanout),
+    /// Reported already; it may be settled if its settlement is here.
+    Settled(Option<Settlement>),
+}
+
+fn origin(message: Message, arrived: Moment, number: u64) -> Origin {
+    Origin {
+        id: message.message_id().map(Into::into),
+        size: message.size(),
+        published_ms: decode::published_ms(&message.stamps(), arrived),
+        message: Arc::new(message),
+        arrived,
+        number,
+        redelivered: false,
+        parked: false,
+        shared: false,
     }
 }
 

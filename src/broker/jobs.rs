@@ -1,6 +1,6 @@
 //! `Jobs`: publications that deliveries wait for, on their way to the publisher.
 //!
-//! Bounded by nature: each unsettled delivery owes at most one, and so does each command that was
+//! Bounded by nature: each unsettled delivery owes at most one for each of its recipients, and so does each command that was
 //! settled as written and then lost with its link, of which `DEVICE_TAIL_MAX` bounds the number. What
 //! a dead channel left behind is owed no more, since the broker delivers it again, and is cleared
 //! out before the queue grows.
@@ -16,10 +16,18 @@ use crate::report::Job;
 #[derive(Debug)]
 pub(crate) struct Jobs {
     work: Arc<Notify>,
-    /// More than this can only be there if some are owed no more.
+    /// More than this can only be there if some are owed no more, or if commands for many are among
+    /// them, each of which may owe one to every recipient.
     live_max: usize,
     /// Held for one push or pop, never across an await.
-    queue: Mutex<VecDeque<Job>>,
+    queue: Mutex<Queue>,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    jobs: VecDeque<Job>,
+    /// How many there may be until it is looked again which are owed still.
+    look_at: usize,
 }
 
 impl Jobs {
@@ -31,12 +39,14 @@ impl Jobs {
     /// Takes up a job.
     pub(crate) fn push(&self, job: Job) {
         let mut queue = self.lock();
-        if queue.len() >= self.live_max {
-            for job in std::mem::take(&mut *queue) {
-                queue.extend(job.if_owed());
+        if queue.jobs.len() >= queue.look_at.max(self.live_max) {
+            for job in std::mem::take(&mut queue.jobs) {
+                queue.jobs.extend(job.if_owed());
             }
+            // Looking costs less than what has come since the last look.
+            queue.look_at = 2 * queue.jobs.len();
         }
-        queue.push_back(job);
+        queue.jobs.push_back(job);
         drop(queue);
         self.work.notify_one();
     }
@@ -44,7 +54,7 @@ impl Jobs {
     /// The next job that is still owed.
     pub(crate) fn next(&self) -> Option<Job> {
         let mut queue = self.lock();
-        while let Some(job) = queue.pop_front() {
+        while let Some(job) = queue.jobs.pop_front() {
             if let Some(job) = job.if_owed() {
                 return Some(job);
             }
@@ -54,10 +64,10 @@ impl Jobs {
 
     /// Whether none is left.
     pub(crate) fn is_empty(&self) -> bool {
-        self.lock().is_empty()
+        self.lock().jobs.is_empty()
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, VecDeque<Job>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

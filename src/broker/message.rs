@@ -6,7 +6,7 @@ use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
 
 use super::decode::Stamps;
-use crate::command::{Outcome, Reason};
+use crate::command::{Address, Outcome, Reason};
 
 /// The header RabbitMQ sets when its timestamp interceptor is on.
 const TIMESTAMP_MS_HEADER: &str = "timestamp_in_ms";
@@ -16,6 +16,8 @@ const PARKED_UNTIL_HEADER: &str = "x-parked-until";
 const PARKED_BY_HEADER: &str = "x-parked-by";
 const OUTCOME_HEADER: &str = "x-outcome";
 const REASON_HEADER: &str = "x-reason";
+/// For whom a command was not delivered that is for others, too.
+const ADDRESS_HEADER: &str = "x-address";
 
 /// The longest reason a header carries; the log has it whole.
 const REASON_HEADER_MAX: usize = 1024;
@@ -119,8 +121,12 @@ impl Message {
         &self,
         outcome: Outcome,
         reason: &Reason,
+        member: Option<&Address>,
     ) -> BasicProperties {
         let mut headers = self.headers(&[]);
+        if let Some(address) = member {
+            headers.insert(ADDRESS_HEADER.into(), long(&address.to_string()));
+        }
         let cut = reason.char_indices().nth(REASON_HEADER_MAX).map_or(reason.len(), |(at, _)| at);
         headers.insert(OUTCOME_HEADER.into(), long(outcome.label()));
         headers.insert(REASON_HEADER.into(), long(reason.get(..cut).unwrap_or_default()));
@@ -290,7 +296,7 @@ mod tests {
     #[test]
     fn an_undelivered_copy_keeps_everything_but_what_would_end_or_refuse_it() {
         let copy =
-            message(&[("trace", 5)]).undelivered_properties(Outcome::Offline, &"gone".into());
+            message(&[("trace", 5)]).undelivered_properties(Outcome::Offline, &"gone".into(), None);
         assert_eq!(names(&copy), ["trace", "x-outcome", "x-reason"]);
         assert_eq!(copy.message_id().as_ref().map(ShortString::as_str), Some("m7"));
         assert!(copy.expiration().is_none() && copy.user_id().is_none());
@@ -306,7 +312,8 @@ mod tests {
     #[test]
     fn headers_that_fill_a_frame_are_left_behind() {
         let large = message(&[("huge", HEADERS_BYTES_MAX)]);
-        let copy = large.undelivered_properties(Outcome::Invalid, &"x".repeat(9_999).into());
+        let reason = "x".repeat(9_999).into();
+        let copy = large.undelivered_properties(Outcome::Invalid, &reason, None);
         assert_eq!(names(&copy), ["x-outcome", "x-reason"]);
         let size = table_size(copy.headers().as_ref().expect("headers"));
         assert!(size < REASON_HEADER_MAX + 100, "{size}");

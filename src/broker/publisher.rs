@@ -285,12 +285,12 @@ impl Publisher {
         let mut item = Item { settlement, ..Item::default() };
         // The message is safe before its sender hears of it.
         match copy {
-            Some(Copy::Undelivered(outcome, reason)) => {
+            Some(Copy::Undelivered(outcome, reason, member)) => {
                 item.undelivered = true;
                 item.publications.push(Publication {
                     exchange: self.settings.mq.undelivered_exchange.as_str().into(),
                     key: message.routing_key.clone(),
-                    properties: message.undelivered_properties(outcome, &reason),
+                    properties: message.undelivered_properties(outcome, &reason, member.as_ref()),
                     body: message.body.as_slice().into(),
                     mandatory: true,
                 });

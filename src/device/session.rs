@@ -24,6 +24,7 @@ use super::{Devices, EndReason, Rules, receipt};
 use crate::clock::Moment;
 use crate::command::{Address, Confirm, IfOffline, Outcome, Reason};
 use crate::order::Order;
+use crate::protocol::Wire;
 use crate::report::Fate;
 use crate::settlement::Settlement;
 
@@ -162,6 +163,11 @@ impl Session {
     /// Which connection of its address it is: later ones have higher epochs.
     pub fn epoch(&self) -> u64 {
         self.epoch
+    }
+
+    /// What its device speaks.
+    pub(crate) fn wire(&self) -> &Wire {
+        &self.rules.wire
     }
 
     /// The socket's other end.

@@ -24,6 +24,7 @@ mod descriptors;
 mod drain;
 mod explain;
 mod greeting;
+mod groups;
 mod http;
 mod hundred_thousand;
 mod invalid;

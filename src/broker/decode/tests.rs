@@ -20,10 +20,8 @@ fn at(wall_ms: u64) -> Moment {
 
 fn line_of(body: &str) -> String {
     let decoded = decode(body.as_bytes(), &Stamps::default(), &defaults(), at(0)).expect(body);
-    String::from_utf8(
-        decoded.command.spoken.in_wire(&defaults().wires[0]).expect("a line").to_vec(),
-    )
-    .expect("UTF-8")
+    String::from_utf8(decoded.terms.spoken.in_wire(&defaults().wires[0]).expect("a line").to_vec())
+        .expect("UTF-8")
 }
 
 #[test]
@@ -76,7 +74,7 @@ fn what_is_wrong_is_named() {
 fn what_a_command_asks_for_is_read_and_the_rest_is_the_default() {
     let read = |body: &str| {
         let decoded = decode(body.as_bytes(), &Stamps::default(), &defaults(), at(0));
-        decoded.expect(body).command
+        decoded.expect(body).terms
     };
     let command = read(r#"{"address":"a","cmd":"x"}"#);
     assert_eq!(command.confirm, Confirm::Written);
@@ -117,7 +115,7 @@ fn the_soonest_end_counts_from_publication() {
     let left = |ttl: &str, stamps: Stamps<'_>| {
         let body = format!(r#"{{"address":"a","cmd":"x"{ttl}}}"#);
         let decoded = decode(body.as_bytes(), &stamps, &defaults(), now).expect("valid");
-        decoded.command.expires.duration_since(now.mono).as_millis()
+        decoded.terms.expires.duration_since(now.mono).as_millis()
     };
     let none = Stamps::default();
     assert_eq!(left("", none), 3_600_000);
@@ -149,4 +147,61 @@ proptest! {
         let body = serde_json::json!({ "address": "a", "cmd": cmd }).to_string();
         prop_assert_eq!(line_of(&body), format!("{cmd}\n"));
     }
+}
+
+#[test]
+fn a_command_is_for_one_for_several_for_a_group_or_for_all() {
+    let recipients = |body: &str| {
+        let decoded = decode(body.as_bytes(), &Stamps::default(), &defaults(), at(0));
+        decoded.map(|decoded| decoded.recipients).map_err(|invalid| invalid.reason.into_owned())
+    };
+    let address = |text: &str| Address::parse(text).expect(text);
+    let check = |to: &str, expected: Recipients| {
+        assert_eq!(recipients(&format!(r#"{{{to},"cmd":"X"}}"#)), Ok(expected));
+    };
+    check(r#""address":"p1""#, Recipients::One(address("p1")));
+    let several = vec![address("p1"), address("10.0.0.7")];
+    check(r#""addresses":["p1","10.0.0.7","::ffff:10.0.0.7"]"#, Recipients::These(several));
+    check(r#""group":"pumps""#, Recipients::Group("pumps".into()));
+    check(r#""broadcast":true"#, Recipients::All);
+    check(r#""broadcast":false,"address":"p1""#, Recipients::One(address("p1")));
+
+    let wrong = |to: &str, expected: &str| {
+        let reason = recipients(&format!(r#"{{{to}"cmd":"X"}}"#)).expect_err(to);
+        assert!(reason.starts_with(expected), "{reason}");
+    };
+    wrong("", "address: missing");
+    wrong(r#""address":"p1","group":"g","#, "address: expected one of");
+    wrong(r#""addresses":[],"#, "addresses: expected 1 to 10000 devices, got 0");
+    wrong(r#""addresses":["p1",7.5],"#, "addresses: expected a string");
+    wrong(r#""addresses":"p1","#, "addresses: expected a list");
+    wrong(r#""group":"","#, "group: expected a name of 1 to 200 bytes");
+    wrong(r#""broadcast":1,"#, "broadcast: expected true or false");
+}
+
+#[test]
+fn a_backend_may_write_chat_messages_as_they_are() {
+    let decoded = |body: &str| {
+        decode(body.as_bytes(), &Stamps::default(), &defaults(), at(0))
+            .map_err(|invalid| invalid.reason.into_owned())
+    };
+    let address = |text: &str| Address::parse(text).expect(text);
+    let rest = r#""chat_from":"shop","chat_content":"hi"}"#;
+    let one =
+        decoded(&format!(r#"{{"command_id":102,"chat_to":"5551",{rest}"#)).expect("a message");
+    assert_eq!(one.recipients, Recipients::One(address("5551")));
+    let payload = &one.terms.spoken.payload;
+    assert_eq!((payload.content.text(), payload.from.as_deref()), ("hi", Some("shop")));
+    let several = decoded(&format!(r#"{{"command_id":103,"chat_to":["5551",5552],{rest}"#))
+        .expect("a message");
+    assert_eq!(several.recipients, Recipients::These(vec![address("5551"), address("5552")]));
+    let all = decoded(&format!(r#"{{"command_id":104,{rest}"#)).expect("a message");
+    assert_eq!(
+        (all.recipients, all.terms.spoken.payload.reach),
+        (Recipients::AllInChat, Reach::All)
+    );
+    let wrong = decoded(&format!(r#"{{"command_id":105,{rest}"#)).expect_err("no such command");
+    assert_eq!(wrong, "command_id: expected 102, 103 or 104, got 105");
+    let wrong = decoded(&format!(r#"{{"command_id":102,{rest}"#)).expect_err("for nobody");
+    assert_eq!(wrong, "chat_to: missing");
 }

@@ -257,6 +257,7 @@ impl World {
         if !pending.is_empty() {
             return Err(pending.join("\n"));
         }
+        self.knows_the_devices()?;
         let amqp = &self.scene.amqp;
         let bridge = self.bridge.as_ref().expect("it was started");
         let parked = |device| amqp.queue(&self.parked(device)).map_or(0, |(ready, _)| ready);
@@ -321,7 +322,11 @@ impl World {
         if forgotten != 0.0 {
             self.account.wrong.push(format!("8: {forgotten} settlements were forgotten"));
         }
-        let page = bridge.devices("");
+    }
+
+    /// Whether the bridge knows who is connected. It learns of a connection, and of an end, a moment after the device.
+    fn knows_the_devices(&self) -> Result<(), String> {
+        let page = self.bridge.as_ref().expect("it was started").devices("");
         let mut known: Vec<_> = page["devices"]
             .as_array()
             .into_iter()
@@ -331,8 +336,10 @@ impl World {
         let mut truth: Vec<_> = self.devices.iter().map(Device::peer).collect();
         known.sort();
         truth.sort();
-        if known != truth {
-            self.account.wrong.push(format!("7: connected are {truth:?}, known are {known:?}"));
+        if known == truth {
+            Ok(())
+        } else {
+            Err(format!("7: connected are {truth:?}, known are {known:?}"))
         }
     }
 
