@@ -24,6 +24,7 @@ mod session;
 mod silence;
 mod sweeper;
 mod tail;
+mod transport;
 
 use std::fmt;
 use std::io;
@@ -208,7 +209,14 @@ impl EndReason {
             io::ErrorKind::BrokenPipe,
             io::ErrorKind::ConnectionAborted,
         ];
-        if reset.contains(&error.kind()) { Self::Reset } else { Self::Error }
+        match error.kind() {
+            // What is not TLS where it should be.
+            io::ErrorKind::InvalidData => Self::Malformed,
+            // The end, without the goodbye of TLS.
+            io::ErrorKind::UnexpectedEof => Self::Closed,
+            kind if reset.contains(&kind) => Self::Reset,
+            _ => Self::Error,
+        }
     }
 }
 

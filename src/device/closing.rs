@@ -48,6 +48,7 @@ impl Session {
         self.wake.notify_one();
         // The kernel's last word on what has arrived.
         self.ask(&mut shared, devices);
+        shared.transport.close(&self.stream);
         let open = shared.proofs.open();
         let unproved = shared.proofs.take();
         devices.proving.fetch_sub(open, Ordering::Relaxed);

@@ -124,10 +124,10 @@ impl Session {
             return Ok(());
         }
         while let Some(next) = shared.outbox.next() {
-            match self.stream.try_write(next) {
+            match shared.transport.write(&self.stream, next, false) {
                 Ok(taken) => {
-                    shared.proofs.took(taken);
-                    shared.outbox.took(taken, Instant::now());
+                    shared.proofs.took(taken.wire);
+                    shared.outbox.took(taken.bytes, Instant::now());
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) => return Err(EndReason::from_error(&error)),

@@ -16,6 +16,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
 use super::session::Session;
+use super::transport::Transport;
 use super::{Devices, Rules};
 use crate::command::Address;
 use crate::protocol::Wire;
@@ -130,9 +131,9 @@ fn admit(
 ) {
     let Identified { address, peer, stream } = identified;
     // Registered first, spawned then: a session that ends at once finds its own entry to remove.
-    let session = devices
-        .registry
-        .admit(devices, |epoch| Session::new(address, epoch, peer, stream, Arc::clone(rules)));
+    let session = devices.registry.admit(devices, |epoch| {
+        Session::new(address, epoch, peer, stream, Transport::default(), Arc::clone(rules))
+    });
     if let Some(session) = session {
         sessions.spawn(session.serve(Arc::clone(devices)));
     }

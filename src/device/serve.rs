@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tokio::io::Interest;
+use tokio::io::{Interest, Ready};
 use tokio::time::Instant;
 use tracing::info;
 
@@ -63,6 +63,8 @@ impl Session {
         devices: &Devices,
     ) -> Result<Infallible, EndReason> {
         let mut protocol = self.rules.wire.begin(&self.address.to_string());
+        // What came with the handshake, and what TLS has taken off the socket, nothing else tells of.
+        let mut unread = self.lock().transport.is_tls();
         let mut silence = Silence::new(self.rules.silence_limit, Instant::now());
         loop {
             self.break_silence(&mut silence, devices)?;
@@ -77,7 +79,8 @@ impl Session {
                     self.flush(devices)?;
                     continue;
                 }
-                ready = self.stream.ready(plan.interest) => ready.map_err(|error| EndReason::from_error(&error))?,
+                ready = self.stream.ready(plan.interest), if !unread => ready.map_err(|error| EndReason::from_error(&error))?,
+                () = tokio::task::yield_now(), if unread => Ready::READABLE,
             };
             if ready.is_error() {
                 self.take_events(devices);
@@ -89,13 +92,10 @@ impl Session {
                 if ready.is_readable() && silence.heard(Instant::now()) {
                     devices.registry.update(self, Update::Heard);
                 }
-                let more = self.read(&mut *protocol, kept, devices)?;
+                unread = self.read(&mut *protocol, kept, devices)?;
                 silence.is_amid(protocol.is_amid(), Instant::now() + self.rules.line_timeout);
                 if let Some(limit) = kept.silence_max {
                     silence.end_after(limit);
-                }
-                if more {
-                    tokio::task::yield_now().await;
                 }
             }
         }
@@ -125,8 +125,9 @@ impl Session {
         } else {
             shared.lane.deadline(write_timeout)
         };
-        let outbox = shared.outbox.stuck_since().map(|since| since + write_timeout);
-        if let Some(deadline) = lane.into_iter().chain(outbox).min() {
+        let stuck = [shared.outbox.stuck_since(), shared.transport.stuck_since()];
+        let stuck = stuck.into_iter().flatten().map(|since| since + write_timeout);
+        if let Some(deadline) = stuck.chain(lane).min() {
             if deadline <= now {
                 return Err(EndReason::WriteTimeout);
             }
@@ -191,6 +192,10 @@ impl Session {
     /// Writes what the socket takes of what waits.
     pub(super) fn flush(self: &Arc<Self>, devices: &Devices) -> Result<(), EndReason> {
         let mut shared = self.lock();
+        match shared.transport.flush(&self.stream) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+            flushed => flushed.map_err(|error| EndReason::from_error(&error))?,
+        }
         if shared.lane.is_empty() && shared.outbox.is_empty() {
             return Ok(());
         }
@@ -272,7 +277,8 @@ impl Session {
     ) -> Result<bool, EndReason> {
         let mut buffer = [0; READ_BYTES];
         for _ in 0..READS_MAX {
-            let bytes = match self.stream.try_read(&mut buffer) {
+            let received = self.lock().transport.read(&self.stream, &mut buffer);
+            let bytes = match received {
                 Ok(0) => return Err(EndReason::Closed),
                 Ok(count) => buffer.get(..count).unwrap_or_default(),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),

@@ -20,6 +20,7 @@ use tracing::debug;
 use super::lane::{Lane, Waits};
 use super::outbox::Outbox;
 use super::proofs::Proofs;
+use super::transport::Transport;
 use super::{Devices, EndReason, Rules, receipt};
 use crate::clock::Moment;
 use crate::command::{Address, Confirm, IfOffline, Outcome, Reason};
@@ -57,6 +58,7 @@ pub(super) struct Shared {
     pub(super) lane: Lane<Order>,
     pub(super) proofs: Proofs,
     pub(super) outbox: Outbox,
+    pub(super) transport: Transport,
     /// What waits in the lane has to go on waiting: for the device's greeting, or for what is parked.
     pub(super) hold: Hold,
     /// Whether the sweeper knows that something was written.
@@ -114,11 +116,12 @@ pub struct Snapshot {
 }
 
 impl Session {
-    pub(crate) fn new(
+    pub(super) fn new(
         address: Address,
         epoch: u64,
         peer: SocketAddr,
         stream: TcpStream,
+        transport: Transport,
         rules: Arc<Rules>,
     ) -> Self {
         let now = Moment::now();
@@ -133,6 +136,7 @@ impl Session {
             lane: Lane::new(now.mono),
             proofs: Proofs::new(),
             outbox: Outbox::default(),
+            transport,
             hold: Hold { greeting: rules.wait_for_greeting, parked: false },
             swept: false,
             always_writable: false,
@@ -303,12 +307,9 @@ impl Session {
     ) -> io::Result<usize> {
         let bytes = order.bytes().get(from..).unwrap_or_default();
         let mark = self.provable && (shared.always_writable || Proofs::needs_mark(order));
-        let taken = if mark {
-            receipt::send_marked(&self.stream, bytes)?
-        } else {
-            self.stream.try_write(bytes)?
-        };
-        shared.proofs.took(taken);
+        let taken = shared.transport.write(&self.stream, bytes, mark)?;
+        shared.proofs.took(taken.wire);
+        let taken = taken.bytes;
         if taken > 0 && from + taken < order.bytes().len() {
             // Should the broker deliver it again, it is not untouched.
             devices.reporter.begun(&order.facts);
@@ -357,6 +358,7 @@ impl Session {
     pub(super) fn ask(&self, shared: &mut Shared, devices: &Devices) {
         if let Ok(out) = receipt::unacknowledged(&self.stream) {
             let mut proved = Vec::new();
+            let out = out + shared.transport.pending() as u64;
             let written = shared.proofs.written();
             shared.proofs.acknowledged(written.saturating_sub(out), &mut proved);
             devices.conclude(proved);

@@ -1,0 +1,201 @@
+//! `Transport`: what lies between a session and its socket: nothing, or TLS.
+//!
+//! Offsets, by which the device's TCP stack acknowledges, count what goes on the wire: with TLS that is
+//! ciphertext. A record the kernel has not taken whole waits here, and nothing overtakes it.
+
+use std::io::{self, Read, Write};
+use std::sync::Arc;
+
+use rustls::pki_types::CertificateDer;
+use rustls::{ServerConfig, ServerConnection};
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+
+use super::receipt;
+
+/// Bytes put into one record, which is the most that TLS allows.
+const RECORD_MAX: usize = 16 * 1024;
+
+/// Nothing, or TLS.
+#[derive(Debug, Default)]
+pub(super) struct Transport(Option<Box<Tls>>);
+
+#[derive(Debug)]
+struct Tls {
+    connection: ServerConnection,
+    /// What the kernel has not taken yet.
+    outgoing: Vec<u8>,
+    /// Since when it has taken nothing of it.
+    stuck_since: Option<Instant>,
+    /// Whether the kernel is to tell when the end of it is acknowledged.
+    marked: bool,
+}
+
+/// What was written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Taken {
+    /// Of the bytes given.
+    pub(super) bytes: usize,
+    /// On the wire.
+    pub(super) wire: usize,
+}
+
+impl Transport {
+    /// Agrees on TLS with the device.
+    pub(super) async fn accept(stream: &TcpStream, config: Arc<ServerConfig>) -> io::Result<Self> {
+        let connection = ServerConnection::new(config).map_err(io::Error::other)?;
+        let mut tls = Tls { connection, outgoing: Vec::new(), stuck_since: None, marked: false };
+        loop {
+            tls.encrypt()?;
+            match tls.flush(stream) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    stream.writable().await?;
+                    continue;
+                }
+                flushed => flushed?,
+            }
+            if !tls.connection.is_handshaking() {
+                return Ok(Self(Some(Box::new(tls))));
+            }
+            stream.readable().await?;
+            match tls.receive(stream) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
+                    // The device is told why, as far as that can be done without waiting.
+                    tls.encrypt().and_then(|()| tls.flush(stream)).ok();
+                    return Err(error);
+                }
+                Ok(_) | Err(_) => {}
+            }
+        }
+    }
+
+    /// Whether it is TLS.
+    pub(super) fn is_tls(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// The certificate of the device, if it has shown one.
+    pub(super) fn certificate(&self) -> Option<&CertificateDer<'static>> {
+        self.0.as_ref()?.connection.peer_certificates()?.first()
+    }
+
+    /// Writes as much as goes at once. With `mark` the kernel tells when that is acknowledged.
+    pub(super) fn write(
+        &mut self,
+        stream: &TcpStream,
+        bytes: &[u8],
+        mark: bool,
+    ) -> io::Result<Taken> {
+        let Some(tls) = &mut self.0 else {
+            let bytes =
+                if mark { receipt::send_marked(stream, bytes) } else { stream.try_write(bytes) }?;
+            return Ok(Taken { bytes, wire: bytes });
+        };
+        tls.flush(stream)?;
+        let record = bytes.get(..RECORD_MAX).unwrap_or(bytes);
+        tls.connection.writer().write_all(record)?;
+        tls.marked = mark;
+        tls.encrypt()?;
+        let wire = tls.outgoing.len();
+        match tls.flush(stream) {
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
+            Ok(()) | Err(_) => Ok(Taken { bytes: record.len(), wire }),
+        }
+    }
+
+    /// Reads as much as there is and fits. `WouldBlock` when there is nothing.
+    pub(super) fn read(&mut self, stream: &TcpStream, buffer: &mut [u8]) -> io::Result<usize> {
+        let Some(tls) = &mut self.0 else { return stream.try_read(buffer) };
+        loop {
+            match tls.connection.reader().read(buffer) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                read => return read,
+            }
+            tls.receive(stream)?;
+            // Answers of TLS itself. An error shows at the next write.
+            tls.encrypt()?;
+            tls.flush(stream).ok();
+        }
+    }
+
+    /// Has the kernel take more of what waits. `WouldBlock` while there is some left.
+    pub(super) fn flush(&mut self, stream: &TcpStream) -> io::Result<()> {
+        self.0.as_mut().map_or(Ok(()), |tls| tls.flush(stream))
+    }
+
+    /// How much waits for the kernel.
+    pub(super) fn pending(&self) -> usize {
+        self.0.as_ref().map_or(0, |tls| tls.outgoing.len())
+    }
+
+    /// Since when the kernel has taken nothing of what waits.
+    pub(super) fn stuck_since(&self) -> Option<Instant> {
+        self.0.as_ref()?.stuck_since
+    }
+
+    /// Says goodbye, as far as that can be done without waiting.
+    pub(super) fn close(&mut self, stream: &TcpStream) {
+        if let Some(tls) = &mut self.0 {
+            tls.connection.send_close_notify();
+            tls.encrypt().and_then(|()| tls.flush(stream)).ok();
+        }
+    }
+}
+
+impl Tls {
+    /// Makes records of what is to be said.
+    fn encrypt(&mut self) -> io::Result<()> {
+        while self.connection.wants_write() {
+            self.connection.write_tls(&mut self.outgoing)?;
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self, stream: &TcpStream) -> io::Result<()> {
+        let mut sent = 0;
+        let result = loop {
+            let rest = self.outgoing.get(sent..).unwrap_or_default();
+            if rest.is_empty() {
+                break Ok(());
+            }
+            let taken = if self.marked {
+                receipt::send_marked(stream, rest)
+            } else {
+                stream.try_write(rest)
+            };
+            match taken {
+                Ok(taken) => sent += taken,
+                Err(error) => break Err(error),
+            }
+        };
+        if sent == self.outgoing.len() {
+            // An idle device holds no buffer.
+            self.outgoing = Vec::new();
+            self.stuck_since = None;
+        } else {
+            self.outgoing.drain(..sent);
+            if sent > 0 || self.stuck_since.is_none() {
+                self.stuck_since = Some(Instant::now());
+            }
+        }
+        result
+    }
+
+    /// Takes up what the device has sent; how many bytes of ciphertext, zero at the end.
+    fn receive(&mut self, stream: &TcpStream) -> io::Result<usize> {
+        let count = self.connection.read_tls(&mut Incoming(stream))?;
+        let processed = self.connection.process_new_packets();
+        processed.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+        Ok(count)
+    }
+}
+
+/// The socket's bytes, as rustls reads them.
+struct Incoming<'a>(&'a TcpStream);
+
+impl Read for Incoming<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.0.try_read(buffer)
+    }
+}
