@@ -42,3 +42,5 @@ pub mod metrics;
 pub mod cli;
 
 mod systemd;
+#[allow(dead_code)]
+mod watched;
