@@ -22,6 +22,8 @@ pub mod settlement;
 pub mod broker;
 pub mod router;
 
+#[allow(dead_code)]
+mod access;
 pub mod device;
 mod fanout;
 mod gathering;
