@@ -6,3 +6,4 @@
 //! addresses come in, a verdict goes out, so that a listener can ask in the order that suits it.
 
 pub(crate) mod gate;
+pub(crate) mod proxy;
