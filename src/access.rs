@@ -6,4 +6,5 @@
 //! addresses come in, a verdict goes out, so that a listener can ask in the order that suits it.
 
 pub(crate) mod gate;
+pub(crate) mod hello;
 pub(crate) mod proxy;
