@@ -8,3 +8,4 @@
 pub(crate) mod gate;
 pub(crate) mod hello;
 pub(crate) mod proxy;
+pub(crate) mod tokens;

@@ -6,6 +6,7 @@ mod explain;
 mod send;
 mod serve;
 mod signals;
+mod token;
 mod watch;
 
 use std::io::IsTerminal;
@@ -57,6 +58,11 @@ enum Command {
     /// Asks the bridge that runs here, at HTTP_LISTEN. Exits with 0 if it remembers, 1 if not, 69 if it
     /// cannot be asked.
     Explain(explain::Args),
+    /// Print the line of the tokens file for a device, whose token is read from standard input
+    ///
+    /// The token is one line. It is no argument, which others could see in the list of processes. The
+    /// line holds its argon2 hash. Exits with 0, or with 64 if the id or the token cannot be used.
+    Token(token::Args),
 }
 
 /// Runs what the command line says.
@@ -68,10 +74,13 @@ pub fn run() -> ExitCode {
             return if error.use_stderr() { ExitCode::from(EXIT_USAGE) } else { ExitCode::SUCCESS };
         }
     };
-    // The device side is a client like any other: it needs no settings.
+    // These need no settings: the device side is a client like any other, and a token is for a file.
     if let Some(Command::Device(args)) = cli.command {
         start_logging("info", LogFormat::Text);
         return on_runtime(1, device::run(args));
+    }
+    if let Some(Command::Token(args)) = &cli.command {
+        return token::run(args);
     }
     let settings = match Settings::from_env() {
         Ok(settings) => settings,
@@ -92,6 +101,7 @@ pub fn run() -> ExitCode {
         Some(Command::Watch(args)) => on_runtime(1, watch::run(settings, args)),
         Some(Command::Explain(args)) => on_runtime(1, explain::run(settings, args)),
         Some(Command::Device(args)) => on_runtime(1, device::run(args)),
+        Some(Command::Token(args)) => token::run(&args),
     }
 }
 

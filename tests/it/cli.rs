@@ -144,10 +144,30 @@ fn watch_prints_who_comes_and_goes() {
 }
 
 #[test]
+fn token_prints_the_line_of_a_device_and_nothing_of_its_token() {
+    let printed = |text: &str| Program::rabbitline_reading(text, &["token", "pump-1"]).finish();
+    let ends = ["s3cret\n", "s3cret"].map(printed);
+    for end in &ends {
+        assert_eq!(end.code, Some(0), "{end:?}");
+        assert!(end.stdout.starts_with("pump-1 $argon2id$v=19$"), "{end:?}");
+        assert_eq!(end.stdout.lines().count(), 1, "{end:?}");
+        assert!(!format!("{end:?}").contains("s3cret"), "{end:?}");
+    }
+    assert_ne!(ends[0].stdout, ends[1].stdout, "salted");
+    for wrong in ["", "\n", "one\ntwo\n"] {
+        let end = printed(wrong);
+        assert_eq!(end.code, Some(64), "{wrong:?}: {end:?}");
+        assert!(end.stdout.is_empty() && end.stderr.contains("expected a token"), "{end:?}");
+    }
+    let end = Program::rabbitline_reading("s3cret\n", &["token", "pump 1"]).finish();
+    assert_eq!(end.code, Some(64), "{end:?}");
+}
+
+#[test]
 fn help_names_every_command_and_nonsense_is_refused() {
     let help = Setup::new(1).run(&["--help"]);
     assert_eq!(help.code, Some(0));
-    for word in ["serve", "check", "send", "device", "watch"] {
+    for word in ["serve", "check", "send", "device", "watch", "explain", "token"] {
         assert!(help.stdout.contains(word), "{help:?}");
     }
     for args in [
@@ -155,6 +175,7 @@ fn help_names_every_command_and_nonsense_is_refused() {
         &["send"],
         &["send", "127.0.0.2", "ON", "--ttl", "soon"],
         &["device", "--bind", "x"],
+        &["token"],
     ] {
         let end = Setup::new(1).run(args);
         assert!(end.code.is_some_and(|code| code != 0), "{args:?}: {end:?}");

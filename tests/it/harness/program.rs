@@ -37,6 +37,13 @@ impl Program {
         Self::spawn(&format!("rabbitline {}", args.join(" ")), command, env)
     }
 
+    /// Starts `rabbitline ARGS`, which finds `text` on its standard input.
+    pub(crate) fn rabbitline_reading(text: &str, args: &[&str]) -> Self {
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", "printf %s \"$0\" | \"$@\"", text, RABBITLINE]).args(args);
+        Self::spawn(&format!("rabbitline {}", args.join(" ")), command, &[])
+    }
+
     /// Starts `rabbitline ARGS` with at most `files` open descriptors.
     pub(crate) fn rabbitline_with_few_files(
         files: u32,
