@@ -8,4 +8,5 @@
 pub(crate) mod gate;
 pub(crate) mod hello;
 pub(crate) mod proxy;
+pub(crate) mod tls;
 pub(crate) mod tokens;
