@@ -13,8 +13,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
+use crate::access::gate::Total;
 use crate::broker::{Consumer, Intake, Jobs, Publisher};
-use crate::device::{Devices, EndReason, Listener, Registry, Rules, Sweeper};
+use crate::device::{Devices, Door, EndReason, Hall, Listener, Registry, Rules, Sweeper};
 use crate::groups::Groups;
 use crate::http::{self, HttpState};
 use crate::metrics::Metrics;
@@ -33,6 +34,9 @@ const REPORT_SHARE: u32 = 4;
 
 /// RabbitMQ gives up a connection after two heartbeats without a byte; one more for its timers.
 const HEARTBEATS_TO_NOTICE: u32 = 3;
+
+/// The part of the open files that is not for devices: broker connections, HTTP, files that are read.
+const FILES_SHARE: u64 = 10;
 
 /// A bridge that runs.
 #[derive(Debug)]
@@ -59,10 +63,13 @@ impl Bridge {
         let mut listeners = Vec::new();
         for listener in &settings.listeners {
             let rules = Arc::new(Rules::new(listener, &bridge));
-            let bound = Listener::bind(listener, rules)
+            let door = Door::new(listener, rules, &settings.redis.url)
+                .map_err(|error| io::Error::other(format!("{}: {error}", listener.variable)))?;
+            let bound = Listener::bind(listener, door)
                 .map_err(|error| in_use(&listener.variable, listener.address, &error))?;
             listeners.push(bound);
         }
+        let total = Total::new(connections_max(&settings));
         let http_listener = tokio::net::TcpListener::bind(settings.http.listen)
             .await
             .map_err(|error| in_use("HTTP_LISTEN", settings.http.listen, &error))?;
@@ -76,9 +83,15 @@ impl Bridge {
         let draining = Arc::clone(&http.draining);
         let publisher = tokio::spawn(publisher.run(finish.clone()));
         let sweeper = tokio::spawn(Sweeper::run(Arc::clone(&devices)));
+        let hall = Hall {
+            devices: Arc::clone(&devices),
+            total,
+            sessions: sessions.clone(),
+            stop: drain.clone(),
+        };
         for listener in listeners {
             info!(listener = listener.name(), address = %listener.address()?, "listening for devices");
-            sessions.spawn(listener.run(Arc::clone(&devices), sessions.clone(), drain.clone()));
+            sessions.spawn(listener.run(hall.clone()));
         }
         let http = tokio::spawn(http::serve(http_listener, http));
         info!(address = %http_address, "serving HTTP");
@@ -204,6 +217,15 @@ impl Parts {
             Publisher::new(settings, bridge, jobs, presence, Arc::clone(&devices), work);
         Self { devices, consumer, publisher, http }
     }
+}
+
+/// The most connections there may be: what is set, or else what the limit on open files leaves when
+/// the bridge has its own share.
+fn connections_max(settings: &Settings) -> usize {
+    let set = settings.listeners.iter().find_map(|listener| listener.access.connections_max);
+    let files = rlimit::getrlimit(rlimit::Resource::NOFILE).map_or(u64::MAX, |(soft, _)| soft);
+    let default = usize::try_from(files - files / FILES_SHARE).unwrap_or(usize::MAX);
+    set.map_or(default, |set| set.0)
 }
 
 fn in_use(setting: &str, address: SocketAddr, error: &io::Error) -> io::Error {

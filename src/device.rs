@@ -11,6 +11,8 @@
 mod answers;
 mod closing;
 mod desk;
+mod door;
+mod handshake;
 mod lane;
 mod listener;
 mod outbox;
@@ -31,8 +33,10 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+pub use door::Refusal;
+pub(crate) use door::{Door, Tickets};
 pub(crate) use lane::Waits;
-pub use listener::Listener;
+pub(crate) use listener::{Hall, Listener};
 pub use receipt::supported as receipts_supported;
 pub use registry::Registry;
 pub(crate) use rules::Rules;

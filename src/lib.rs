@@ -22,7 +22,6 @@ pub mod settlement;
 pub mod broker;
 pub mod router;
 
-#[allow(dead_code)]
 mod access;
 pub mod device;
 mod fanout;
@@ -44,5 +43,4 @@ pub mod metrics;
 pub mod cli;
 
 mod systemd;
-#[allow(dead_code)]
 mod watched;

@@ -13,7 +13,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
 use crate::command::Outcome;
-use crate::device::EndReason;
+use crate::device::{EndReason, Refusal};
 
 /// Which of the two broker connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,6 +67,7 @@ struct Devices {
     connections: Counter,
     ended: [Counter; EndReason::ALL.len()],
     accept_errors: Counter,
+    refused: [Counter; Refusal::ALL.len()],
     in_lanes: Gauge,
     uplink_lines: Counter,
     uplink_dropped: Counter,
@@ -103,6 +104,7 @@ impl Devices {
             connections: counter(r, "connections", "Device connections taken up."),
             ended: counters(r, "connections_ended", "Device connections that ended, by reason.", "reason", EndReason::ALL.map(EndReason::label)),
             accept_errors: counter(r, "accept_errors", "Failures to accept a connection, for lack of file descriptors above all."),
+            refused: counters(r, "connections_refused", "Connections that did not become a device, by reason.", "reason", Refusal::ALL.map(Refusal::label)),
             in_lanes: gauge(r, "lane_commands", "Commands that wait in lanes for devices that do not read."),
             uplink_lines: counter(r, "uplink_lines", "Lines received from devices."),
             uplink_dropped: counter(r, "uplink_dropped", "Lines dropped because the broker was away or slow for too long."),
@@ -224,6 +226,14 @@ impl Metrics {
     /// A line of a device was dropped.
     pub fn uplink_dropped(&self) {
         self.0.devices.uplink_dropped.inc();
+    }
+
+    /// A connection did not become a device.
+    pub fn refused(&self, refusal: Refusal) {
+        let at = Refusal::ALL.iter().position(|it| *it == refusal);
+        if let Some(counter) = at.and_then(|at| self.0.devices.refused.get(at)) {
+            counter.inc();
+        }
     }
 
     /// What was said to a device that does not read was dropped.

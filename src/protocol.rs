@@ -6,7 +6,7 @@
 //! many is encoded once for each format.
 
 mod channel;
-mod chat;
+pub(crate) mod chat;
 mod line;
 mod partial;
 #[cfg(test)]

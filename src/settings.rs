@@ -14,7 +14,7 @@ use std::ffi::OsString;
 use std::fmt;
 
 pub use listeners::Listener;
-pub use table::{Access, Broker, CommandDefaults, Device, Http, Process, Setting, table};
+pub use table::{Access, Broker, CommandDefaults, Device, Http, Process, Redis, Setting, table};
 pub use value::{
     CertificateName, Confirm, Identity, IfOffline, LineEnding, LineMax, Listen, LogFormat,
     Networks, Pattern, Protocol, QueueType, Second, Secret, Size, Switch,
@@ -31,6 +31,8 @@ pub struct Settings {
     pub listeners: Vec<Listener>,
     /// `COMMAND_…`
     pub command: CommandDefaults,
+    /// `REDIS_…`
+    pub redis: Redis,
     /// `HTTP_…`
     pub http: Http,
     /// The rest.
@@ -74,9 +76,11 @@ impl Settings {
         let mq = Broker::read(&given, &mut errors);
         let listeners = listeners::read(&given, &mut errors);
         let command = CommandDefaults::read(&given, &mut errors);
+        let redis = Redis::read(&given, &mut errors);
         let http = Http::read(&given, &mut errors);
         let process = Process::read(&given, &mut errors);
-        let (Some(mut mq), Some(command), Some(http), Some(process)) = (mq, command, http, process)
+        let (Some(mut mq), Some(command), Some(redis), Some(http), Some(process)) =
+            (mq, command, redis, http, process)
         else {
             return Err(SettingsErrors(errors));
         };
@@ -86,7 +90,7 @@ impl Settings {
             return Err(SettingsErrors(errors));
         }
         let queue_type_is_set = given.contains_key("MQ_QUEUE_TYPE");
-        Ok(Self { mq, listeners, command, http, process, queue_type_is_set, warnings })
+        Ok(Self { mq, listeners, command, redis, http, process, queue_type_is_set, warnings })
     }
 
     /// The name this bridge goes by in events and receipts.

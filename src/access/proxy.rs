@@ -12,7 +12,7 @@ use crate::command::Reason;
 const LINE_MAX: usize = 107;
 /// The longest header of version 2 that is read: it may go on with fields that are of no use here, TLS
 /// certificates among them, for which this is plenty.
-const HEADER_MAX: usize = 2048;
+pub(crate) const HEADER_MAX: usize = 2048;
 
 /// What the beginning of a connection says.
 #[derive(Debug, PartialEq, Eq)]

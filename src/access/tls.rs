@@ -15,6 +15,7 @@ use rustls::{RootCertStore, ServerConfig};
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
+use crate::settings::CertificateName;
 use crate::watched::Watched;
 
 /// Where a listener's certificates are.
@@ -26,15 +27,6 @@ pub(crate) struct Files {
     pub(crate) key: PathBuf,
     /// PEM: who vouches for devices; then a device without a certificate of theirs is not let in.
     pub(crate) client_ca: Option<PathBuf>,
-}
-
-/// The name in a device's certificate that says who it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum CertificateName {
-    /// The common name of its subject.
-    Cn,
-    /// The first of its alternative names that is a DNS name or a URI.
-    San,
 }
 
 /// Reads a listener's certificates, and again when they change.

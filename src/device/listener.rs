@@ -11,14 +11,20 @@ use std::time::Duration;
 
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
+use super::Devices;
+use super::door::{Door, Refusal, Tickets};
+use super::handshake::Known;
+use super::registry::NotAdmitted;
 use super::session::Session;
 use super::transport::Transport;
-use super::{Devices, Rules};
-use crate::command::Address;
+use crate::access::gate::flapping::Flapping;
+use crate::access::gate::rate::AcceptRate;
+use crate::access::gate::{Total, TotalTicket};
 use crate::protocol::Wire;
 use crate::settings;
 
@@ -32,21 +38,25 @@ const ACCEPT_WAIT_MAX: Duration = Duration::from_secs(1);
 
 /// A bound socket that devices connect to.
 #[derive(Debug)]
-pub struct Listener {
+pub(crate) struct Listener {
     listener: TcpListener,
-    rules: Arc<Rules>,
+    door: Arc<Door>,
+    rate: Option<AcceptRate>,
 }
 
-/// A connection whose device is known.
-struct Identified {
-    address: Address,
-    peer: SocketAddr,
-    stream: TcpStream,
+/// What every listener works with.
+#[derive(Debug, Clone)]
+pub(crate) struct Hall {
+    pub(crate) devices: Arc<Devices>,
+    pub(crate) total: Total,
+    /// Where sessions run.
+    pub(crate) sessions: TaskTracker,
+    pub(crate) stop: CancellationToken,
 }
 
 impl Listener {
-    /// Binds the address that devices connect to, who will be held to `rules`.
-    pub(crate) fn bind(listener: &settings::Listener, rules: Arc<Rules>) -> io::Result<Self> {
+    /// Binds the address that devices connect to, who will be held to what `door` asks.
+    pub(crate) fn bind(listener: &settings::Listener, door: Door) -> io::Result<Self> {
         let address = listener.address;
         let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
         socket.set_reuseaddr(true)?;
@@ -55,50 +65,137 @@ impl Listener {
         }
         set_options(&SockRef::from(&socket), &listener.device)?;
         socket.bind(address)?;
-        Ok(Self { listener: socket.listen(BACKLOG)?, rules })
+        let rate = Door::accept_rate(listener);
+        Ok(Self { listener: socket.listen(BACKLOG)?, door: Arc::new(door), rate })
     }
 
     /// Its name in logs.
     pub(crate) fn name(&self) -> &str {
-        &self.rules.listener
+        &self.door.rules.listener
     }
 
     /// What its devices speak.
     pub(crate) fn wire(&self) -> Wire {
-        self.rules.wire.clone()
+        self.door.rules.wire.clone()
     }
 
     /// The address it is bound to.
-    pub fn address(&self) -> io::Result<SocketAddr> {
+    pub(crate) fn address(&self) -> io::Result<SocketAddr> {
         self.listener.local_addr()
     }
 
-    /// Accepts connections until `stop`; each session runs on its own under `sessions`.
-    pub async fn run(self, devices: Arc<Devices>, sessions: TaskTracker, stop: CancellationToken) {
+    /// Accepts connections until told to stop; each session runs on its own.
+    pub(crate) async fn run(mut self, hall: Hall) {
         let mut wait = ACCEPT_WAIT_MIN;
         loop {
             let accepted = tokio::select! {
                 biased;
-                () = stop.cancelled() => return,
-                accepted = self.listener.accept() => accepted,
+                () = hall.stop.cancelled() => return,
+                accepted = self.accept() => accepted,
             };
             match accepted {
                 Ok((stream, peer)) => {
                     wait = ACCEPT_WAIT_MIN;
-                    admit(identify(stream, peer), &self.rules, &devices, &sessions);
+                    self.take(stream, peer, &hall);
                 }
                 Err(error) if is_of_one_connection(&error) => {
                     debug!(%error, "a connection ended before it was accepted.");
                 }
                 Err(error) => {
-                    devices.metrics.accept_error();
+                    hall.devices.metrics.accept_error();
                     warn!(%error, wait_ms = wait.as_millis(), "cannot accept connections; raise the limit on open files if this goes on.");
                     tokio::select! {
-                        () = stop.cancelled() => return,
+                        () = hall.stop.cancelled() => return,
                         () = tokio::time::sleep(wait) => {}
                     }
                     wait = (wait * 2).min(ACCEPT_WAIT_MAX);
                 }
+            }
+        }
+    }
+
+    /// The next connection, no sooner than the rate allows.
+    async fn accept(&mut self) -> io::Result<(TcpStream, SocketAddr)> {
+        if let Some(rate) = &mut self.rate {
+            while let Err(wait) = rate.accept(Instant::now()) {
+                tokio::time::sleep(wait).await;
+            }
+        }
+        self.listener.accept().await
+    }
+
+    /// Admits a connection, at once or when it is known who it is.
+    fn take(&self, stream: TcpStream, peer: SocketAddr, hall: &Hall) {
+        let Some(total) = hall.total.enter() else {
+            hall.devices.metrics.refused(Refusal::Total);
+            return;
+        };
+        if !self.door.knows_at_once(peer.ip()) {
+            let (door, hall) = (Arc::clone(&self.door), hall.clone());
+            let sessions = hall.sessions.clone();
+            sessions.spawn(async move {
+                match learn(&door, stream, peer, &hall).await {
+                    Ok(known) => door.admit(known, total, &hall),
+                    Err(Some(refusal)) => hall.devices.metrics.refused(refusal),
+                    Err(None) => {}
+                }
+            });
+            return;
+        }
+        let known = self.door.place(peer).map(|place| {
+            let (transport, rest) = (Transport::default(), Vec::new());
+            Known { address: self.door.name_of(peer), peer, stream, transport, rest, place }
+        });
+        match known {
+            Ok(known) => self.door.admit(known, total, hall),
+            Err(refusal) => hall.devices.metrics.refused(refusal),
+        }
+    }
+}
+
+/// Learns who a connection is; none if the bridge is shutting down.
+async fn learn(
+    door: &Door,
+    stream: TcpStream,
+    peer: SocketAddr,
+    hall: &Hall,
+) -> Result<Known, Option<Refusal>> {
+    let place = door.unknown.enter();
+    tokio::select! {
+        biased;
+        () = hall.stop.cancelled() => Err(None),
+        () = place.pushed_out() => Err(Some(Refusal::PushedOut)),
+        known = timeout(door.timeout, door.identify(stream, peer)) => {
+            known.unwrap_or(Err(Refusal::Timeout)).map_err(Some)
+        }
+    }
+}
+
+impl Door {
+    /// Makes a session of a connection whose device is known.
+    fn admit(&self, known: Known, total: TotalTicket, hall: &Hall) {
+        let Known { address, peer, stream, transport, rest, place } = known;
+        let devices = &hall.devices;
+        let flaps = |flapping: &Flapping| !flapping.may_connect(&address, Instant::now());
+        if self.flapping.as_ref().is_some_and(flaps) {
+            info!(%address, %peer, "connection refused: its device connects too often.");
+            devices.metrics.refused(Refusal::Flapping);
+            return;
+        }
+        let tickets = Tickets { _total: total, _place: place };
+        let rules = Arc::clone(&self.rules);
+        // Registered first, spawned then: a session that ends at once finds its own entry to remove.
+        let session = devices.registry.admit(devices, address, self.second, |address, epoch| {
+            Session::new(address, epoch, peer, stream, transport, tickets, rules)
+        });
+        match session {
+            Ok(session) => {
+                hall.sessions.spawn(session.serve(Arc::clone(devices), rest));
+            }
+            Err(NotAdmitted::Closed) => {}
+            Err(NotAdmitted::Taken(address)) => {
+                info!(%address, %peer, "connection refused: its device is connected, and DEVICE_SECOND is reject.");
+                devices.metrics.refused(Refusal::Taken);
             }
         }
     }
@@ -116,27 +213,6 @@ fn set_options(socket: &SockRef<'_>, device: &settings::Device) -> io::Result<()
     // What is in it when the link dies may or may not have arrived: so it is kept small.
     socket.set_send_buffer_size(device.send_buffer.0)?;
     socket.set_tcp_nodelay(true)
-}
-
-/// A device is who its IP address says.
-fn identify(stream: TcpStream, peer: SocketAddr) -> Identified {
-    Identified { address: Address::from(peer.ip()), peer, stream }
-}
-
-fn admit(
-    identified: Identified,
-    rules: &Arc<Rules>,
-    devices: &Arc<Devices>,
-    sessions: &TaskTracker,
-) {
-    let Identified { address, peer, stream } = identified;
-    // Registered first, spawned then: a session that ends at once finds its own entry to remove.
-    let session = devices.registry.admit(devices, |epoch| {
-        Session::new(address, epoch, peer, stream, Transport::default(), Arc::clone(rules))
-    });
-    if let Some(session) = session {
-        sessions.spawn(session.serve(Arc::clone(devices)));
-    }
 }
 
 /// Whether the error is about the connection that was being accepted, not about the listener.

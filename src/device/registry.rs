@@ -13,7 +13,17 @@ use crate::clock::Moment;
 use crate::command::Address;
 use crate::metrics::Metrics;
 use crate::presence::{Change, Presence, Update};
+use crate::settings::Second;
 use crate::trail::{Connection, Trail};
+
+/// Why a connection was not taken up.
+#[derive(Debug)]
+pub(super) enum NotAdmitted {
+    /// The bridge is shutting down.
+    Closed,
+    /// Its device is connected.
+    Taken(Address),
+}
 
 /// The devices that are connected.
 #[derive(Debug)]
@@ -45,20 +55,25 @@ impl Registry {
 
     /// Takes up a new connection, which `session` makes for the epoch it is given. An older one of
     /// the same address is closed, and what waited for it unwritten waits for the new one, behind
-    /// what is parked. None once the registry is closed.
+    /// what is parked; or the new one is not admitted, if `second` says so.
     pub(super) fn admit(
         &self,
         devices: &Devices,
-        session: impl FnOnce(u64) -> Session,
-    ) -> Option<Arc<Session>> {
+        address: Address,
+        second: Second,
+        session: impl FnOnce(Address, u64) -> Session,
+    ) -> Result<Arc<Session>, NotAdmitted> {
         let now = Moment::now();
         let mut state = self.lock();
         if state.closed {
-            return None;
+            return Err(NotAdmitted::Closed);
+        }
+        if second == Second::Reject && state.sessions.contains_key(&address) {
+            return Err(NotAdmitted::Taken(address));
         }
         // Microseconds since 1970, or one more than the last: epochs grow across restarts too.
         state.last_epoch = (state.last_epoch + 1).max(now.wall_ms.saturating_mul(1000));
-        let session = Arc::new(session(state.last_epoch));
+        let session = Arc::new(session(address, state.last_epoch));
         let old = state.sessions.insert(session.address().clone(), Arc::clone(&session));
         let inherited = old.as_ref().map(|old| old.supersede(devices));
         // After the old one has reported what has to be parked.
@@ -73,7 +88,7 @@ impl Registry {
             ..offline(&session, EndReason::Closed, now)
         });
         self.metrics.device_connected(state.sessions.len());
-        Some(session)
+        Ok(session)
     }
 
     /// Removes `session`, if it is still the one of its address.

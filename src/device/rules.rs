@@ -13,6 +13,7 @@ pub(crate) struct Rules {
     /// The listener's name.
     pub(crate) listener: String,
     pub(crate) wire: Wire,
+    pub(crate) line_max: usize,
     pub(crate) answer: answers::Rule,
     pub(crate) wait_for_greeting: bool,
     pub(crate) lane_max: usize,
@@ -39,6 +40,7 @@ impl Rules {
                 pattern: device.answer_pattern.as_ref().map(|pattern| pattern.0.clone()),
                 id_group: device.answer_id.clone(),
             },
+            line_max: device.line_max.0,
             wait_for_greeting: device.greeting.is_on(),
             lane_max: usize::from(device.lane_max.get()),
             tail_max: device.tail_max.0,

@@ -43,10 +43,11 @@ struct Plan {
 
 impl Session {
     /// Serves the connection to its end, then takes it out of the registry.
-    pub(crate) async fn serve(self: Arc<Self>, devices: Arc<Devices>) {
+    /// `rest` is what the device has sent behind its hello.
+    pub(crate) async fn serve(self: Arc<Self>, devices: Arc<Devices>, rest: Vec<u8>) {
         info!(address = %self.address, peer = %self.peer, epoch = self.epoch, "device connected");
         let mut kept = Kept::default();
-        let reason = match self.run(&mut kept, &devices).await {
+        let reason = match self.run(rest, &mut kept, &devices).await {
             Ok(never) => match never {},
             Err(reason) => reason,
         };
@@ -59,12 +60,16 @@ impl Session {
 
     async fn run(
         self: &Arc<Self>,
+        rest: Vec<u8>,
         kept: &mut Kept,
         devices: &Devices,
     ) -> Result<Infallible, EndReason> {
         let mut protocol = self.rules.wire.begin(&self.address.to_string());
         // What came with the handshake, and what TLS has taken off the socket, nothing else tells of.
         let mut unread = self.lock().transport.is_tls();
+        let mut desk = Desk { session: self, devices, kept };
+        protocol.feed(&rest, &mut desk).map_err(|broken| self.ended_by(broken))?;
+        drop(rest);
         let mut silence = Silence::new(self.rules.silence_limit, Instant::now());
         loop {
             self.break_silence(&mut silence, devices)?;

@@ -21,7 +21,7 @@ use super::lane::{Lane, Waits};
 use super::outbox::Outbox;
 use super::proofs::Proofs;
 use super::transport::Transport;
-use super::{Devices, EndReason, Rules, receipt};
+use super::{Devices, EndReason, Rules, Tickets, receipt};
 use crate::clock::Moment;
 use crate::command::{Address, Confirm, IfOffline, Outcome, Reason};
 use crate::order::Order;
@@ -40,6 +40,7 @@ pub struct Session {
     pub(super) epoch: u64,
     pub(super) peer: SocketAddr,
     pub(super) rules: Arc<Rules>,
+    _tickets: Tickets,
     since_ms: u64,
     pub(super) stream: TcpStream,
     /// Whether the kernel tells what the device has acknowledged.
@@ -122,6 +123,7 @@ impl Session {
         peer: SocketAddr,
         stream: TcpStream,
         transport: Transport,
+        tickets: Tickets,
         rules: Arc<Rules>,
     ) -> Self {
         let now = Moment::now();
@@ -148,6 +150,7 @@ impl Session {
             epoch,
             peer,
             rules,
+            _tickets: tickets,
             since_ms: now.wall_ms,
             stream,
             provable,

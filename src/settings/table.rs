@@ -148,6 +148,12 @@ section! {
 }
 
 section! {
+    /// Redis, where it is used.
+    Redis, RawRedis, REDIS_ROWS, "REDIS_";
+    url: Secret = "REDIS_URL", "redis://127.0.0.1:6379/0", "Redis server that is asked where another setting says so.";
+}
+
+section! {
     /// The HTTP side.
     Http, RawHttp, HTTP_ROWS, "HTTP_";
     listen: SocketAddr = "HTTP_LISTEN", "127.0.0.1:9123", "Address and port of `/livez`, `/readyz`, `/metrics` and `/devices`.";
@@ -165,7 +171,7 @@ section! {
 
 /// The settings table, in the order the documentation shows it.
 pub fn table() -> impl Iterator<Item = &'static Setting> {
-    [BROKER_ROWS, DEVICE_ROWS, ACCESS_ROWS, COMMAND_ROWS, HTTP_ROWS, PROCESS_ROWS]
+    [BROKER_ROWS, DEVICE_ROWS, ACCESS_ROWS, COMMAND_ROWS, REDIS_ROWS, HTTP_ROWS, PROCESS_ROWS]
         .into_iter()
         .flatten()
 }

@@ -54,7 +54,8 @@ impl Unknown {
     }
 
     /// How many there are.
-    pub(crate) fn len(&self) -> usize {
+    #[cfg(test)]
+    fn len(&self) -> usize {
         self.lock().by_number.len()
     }
 
