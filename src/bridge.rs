@@ -15,9 +15,9 @@ use tracing::{info, warn};
 
 use crate::access::gate::Total;
 use crate::broker::{Consumer, Intake, Jobs, Publisher};
-use crate::device::{Devices, Door, EndReason, Hall, Listener, Registry, Rules, Sweeper};
+use crate::device::{Devices, Door, EndReason, Hall, Listener, Options, Registry, Rules, Sweeper};
 use crate::groups::Groups;
-use crate::http::{self, HttpState};
+use crate::http::{self, HttpState, Topics};
 use crate::metrics::Metrics;
 use crate::parking::Parking;
 use crate::presence::Presence;
@@ -74,6 +74,11 @@ impl Bridge {
             .await
             .map_err(|error| in_use("HTTP_LISTEN", settings.http.listen, &error))?;
         let http_address = http_listener.local_addr()?;
+        // There is always a first one: settings are checked.
+        let Some(first) = settings.listeners.first() else {
+            return Err(io::Error::other("no listener"));
+        };
+        let (door, options) = (Arc::new(Door::of_topics(first)), Options::of(&first.device));
         let wires = listeners.iter().map(Listener::wire).collect();
         let Parts { devices, consumer, publisher, http } = Parts::new(settings, bridge, wires);
 
@@ -93,7 +98,8 @@ impl Bridge {
             info!(listener = listener.name(), address = %listener.address()?, "listening for devices");
             sessions.spawn(listener.run(hall.clone()));
         }
-        let http = tokio::spawn(http::serve(http_listener, http));
+        let topics = Topics { door, hall, options };
+        let http = tokio::spawn(http::serve(http_listener, http, topics));
         info!(address = %http_address, "serving HTTP");
         let consumer = tokio::spawn(consumer.run(drain.clone(), give_up.clone()));
         Ok(Self {

@@ -1,8 +1,10 @@
 //! The HTTP side: is it alive, is it ready, its metrics, the devices it holds, and what happened lately.
 //!
-//! It reads what others own and changes nothing. By default it listens on loopback only.
+//! It reads what others own and changes nothing, but for `/message`, where clients become devices. By
+//! default it listens on loopback only.
 
 mod explain;
+mod message;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,6 +15,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 pub(crate) use explain::{CommandHistory, DeviceHistory, Timeline};
+pub(crate) use message::Topics;
 use serde::{Deserialize, Serialize};
 use tracing::error;
 
@@ -40,7 +43,7 @@ pub(crate) struct HttpState {
 }
 
 /// Serves until it is aborted.
-pub(crate) async fn serve(listener: tokio::net::TcpListener, state: HttpState) {
+pub(crate) async fn serve(listener: tokio::net::TcpListener, state: HttpState, topics: Topics) {
     let app = Router::new()
         .route("/livez", get(async || "alive\n"))
         .route("/readyz", get(readyz))
@@ -48,7 +51,8 @@ pub(crate) async fn serve(listener: tokio::net::TcpListener, state: HttpState) {
         .route("/devices", get(devices))
         .route("/devices/{address}", get(explain::device))
         .route("/commands/{id}", get(explain::command))
-        .with_state(state);
+        .with_state(state)
+        .merge(message::router(topics));
     if let Err(error) = axum::serve(listener, app).await {
         error!(%error, "HTTP has ended.");
     }

@@ -11,7 +11,7 @@ mod line;
 mod partial;
 #[cfg(test)]
 mod recorder;
-mod topic;
+pub(crate) mod topic;
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};

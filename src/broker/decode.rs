@@ -191,7 +191,10 @@ fn terms(
     now: Moment,
 ) -> Result<Terms, Reason> {
     let payload = payload(body, recipients)?;
-    sayable(&payload, &defaults.wires)?;
+    // Each of many has a format of its own.
+    if let Recipients::One(_) = recipients {
+        sayable(&payload, &defaults.wires)?;
+    }
     let ttl_ms = body.ttl_ms.map(|raw| milliseconds("ttl_ms", raw)).transpose()?;
     let timeout = body.timeout_ms.map(|raw| milliseconds("timeout_ms", raw)).transpose()?;
     let timeout = timeout.map_or(defaults.timeout, |ms| Duration::from_millis(ms).min(FOREVER));

@@ -149,12 +149,7 @@ impl Door {
         let files = access.tls_certificate.clone().zip(access.tls_key.clone());
         let client_ca = access.tls_client_ca.clone();
         let files = files.map(|(certificate, key)| Files { certificate, key, client_ca });
-        let size = |size: Option<Size>| size.map(|size| size.0);
-        let limits = Limits {
-            per_ip: size(access.connections_per_ip),
-            per_net: size(access.connections_per_net),
-        };
-        let flaps = size(access.flap_max);
+        let flaps = access.flap_max.map(|max| max.0);
         let (within, pause) = (access.flap_window, access.flap_pause);
         Ok(Self {
             rules,
@@ -162,11 +157,27 @@ impl Door {
             second: access.second,
             tls: files.map(tls::watch).transpose()?,
             proxies: access.proxy_from.clone(),
-            gate: Arc::new(Gate::new(limits)),
+            gate: Arc::new(Gate::new(limits(listener))),
             unknown: Unknown::new(access.unknown_max.0),
             flapping: flaps.map(|max| Flapping::new(Flaps { max, within, pause })),
             timeout: access.hello_timeout,
         })
+    }
+
+    /// The door of `/message` on the HTTP side: each connection is a device of its own, and `listener`
+    /// says how many there may be.
+    pub(crate) fn of_topics(listener: &Listener) -> Self {
+        Self {
+            rules: Arc::new(Rules::of_topics(listener)),
+            who: Who::Peer,
+            second: Second::Replace,
+            tls: None,
+            proxies: Networks::default(),
+            gate: Arc::new(Gate::new(limits(listener))),
+            unknown: Unknown::new(1),
+            flapping: None,
+            timeout: listener.access.hello_timeout,
+        }
     }
 
     /// The rate at which connections are taken up, if it is limited.
@@ -178,5 +189,13 @@ impl Door {
     /// Whether a connection from `peer` is known for what it is at once.
     pub(super) fn knows_at_once(&self, peer: IpAddr) -> bool {
         matches!(self.who, Who::Ip | Who::Peer) && self.tls.is_none() && !self.proxies.contain(peer)
+    }
+}
+
+fn limits(listener: &Listener) -> Limits {
+    let size = |size: Option<Size>| size.map(|size| size.0);
+    Limits {
+        per_ip: size(listener.access.connections_per_ip),
+        per_net: size(listener.access.connections_per_net),
     }
 }

@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use socket2::{SockRef, TcpKeepalive};
+use socket2::SockRef;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
@@ -19,6 +19,7 @@ use tracing::{debug, info, warn};
 use super::Devices;
 use super::door::{Door, Refusal, Tickets};
 use super::handshake::Known;
+use super::options::Options;
 use super::registry::NotAdmitted;
 use super::session::Session;
 use super::transport::Transport;
@@ -63,7 +64,7 @@ impl Listener {
         if address.is_ipv6() {
             SockRef::from(&socket).set_only_v6(false)?;
         }
-        set_options(&SockRef::from(&socket), &listener.device)?;
+        Options::of(&listener.device).set(&SockRef::from(&socket))?;
         socket.bind(address)?;
         let rate = Door::accept_rate(listener);
         Ok(Self { listener: socket.listen(BACKLOG)?, door: Arc::new(door), rate })
@@ -172,6 +173,25 @@ async fn learn(
 }
 
 impl Door {
+    /// Admits a connection that comes from the HTTP side; `rest` is what has come behind its request.
+    pub(crate) fn take_upgraded(
+        &self,
+        stream: TcpStream,
+        peer: SocketAddr,
+        rest: Vec<u8>,
+        hall: &Hall,
+    ) {
+        let admitted = self.place(peer).and_then(|place| {
+            let total = hall.total.enter().ok_or(Refusal::Total)?;
+            let (address, transport) = (self.name_of(peer), Transport::default());
+            Ok((Known { address, peer, stream, transport, rest, place }, total))
+        });
+        match admitted {
+            Ok((known, total)) => self.admit(known, total, hall),
+            Err(refusal) => hall.devices.metrics.refused(refusal),
+        }
+    }
+
     /// Makes a session of a connection whose device is known.
     fn admit(&self, known: Known, total: TotalTicket, hall: &Hall) {
         let Known { address, peer, stream, transport, rest, place } = known;
@@ -199,20 +219,6 @@ impl Door {
             }
         }
     }
-}
-
-/// Keepalive finds a device that vanished while idle, TCP_USER_TIMEOUT one that vanished while data
-/// was on its way; each alone misses the other case.
-fn set_options(socket: &SockRef<'_>, device: &settings::Device) -> io::Result<()> {
-    let keepalive = TcpKeepalive::new()
-        .with_time(device.keepalive_idle)
-        .with_interval(device.keepalive_interval)
-        .with_retries(u32::from(device.keepalive_count.get()));
-    socket.set_tcp_keepalive(&keepalive)?;
-    socket.set_tcp_user_timeout(Some(device.user_timeout))?;
-    // What is in it when the link dies may or may not have arrived: so it is kept small.
-    socket.set_send_buffer_size(device.send_buffer.0)?;
-    socket.set_tcp_nodelay(true)
 }
 
 /// Whether the error is about the connection that was being accepted, not about the listener.

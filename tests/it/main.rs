@@ -38,6 +38,7 @@ mod parking;
 mod parking_order;
 mod parking_trouble;
 mod presence;
+mod protocols;
 mod readme;
 mod receipts;
 mod received;
