@@ -16,7 +16,7 @@ use tracing::{info, warn};
 use crate::access::gate::Total;
 use crate::broker::{Consumer, Intake, Jobs, Publisher};
 use crate::device::{Devices, Door, EndReason, Hall, Listener, Options, Registry, Rules, Sweeper};
-use crate::groups::Groups;
+use crate::groups::{Groups, Listed};
 use crate::http::{self, HttpState, Topics};
 use crate::metrics::Metrics;
 use crate::parking::Parking;
@@ -70,6 +70,9 @@ impl Bridge {
             listeners.push(bound);
         }
         let total = Total::new(connections_max(&settings));
+        let listed = settings.groups.file.clone().map(Listed::open).transpose();
+        let listed = listed.map_err(|error| io::Error::other(format!("GROUPS_FILE: {error}")))?;
+        let groups = Groups::new(listed.unwrap_or_default());
         let http_listener = tokio::net::TcpListener::bind(settings.http.listen)
             .await
             .map_err(|error| in_use("HTTP_LISTEN", settings.http.listen, &error))?;
@@ -80,7 +83,8 @@ impl Bridge {
         };
         let (door, options) = (Arc::new(Door::of_topics(first)), Options::of(&first.device));
         let wires = listeners.iter().map(Listener::wire).collect();
-        let Parts { devices, consumer, publisher, http } = Parts::new(settings, bridge, wires);
+        let Parts { devices, consumer, publisher, http } =
+            Parts::new(settings, bridge, wires, groups);
 
         let (drain, give_up, finish) =
             (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
@@ -165,7 +169,7 @@ struct Parts {
 }
 
 impl Parts {
-    fn new(settings: Settings, bridge: Arc<str>, wires: Vec<Wire>) -> Self {
+    fn new(settings: Settings, bridge: Arc<str>, wires: Vec<Wire>, groups: Groups) -> Self {
         let settings = Arc::new(settings);
         let metrics = Metrics::new();
         let work = Arc::new(Notify::new());
@@ -198,7 +202,7 @@ impl Parts {
             sweeper: Sweeper::default(),
             waiting: AtomicUsize::new(0),
             proving: AtomicUsize::new(0),
-            groups: Groups::default(),
+            groups,
             wires,
         });
         let consumer = Consumer {
@@ -211,6 +215,7 @@ impl Parts {
             consuming: Arc::new(AtomicBool::new(false)),
         };
         let http = HttpState {
+            devices: Arc::clone(&devices),
             registry: Arc::clone(&devices.registry),
             reporter: Arc::clone(&devices.reporter),
             trail,

@@ -12,6 +12,7 @@ mod answers;
 mod closing;
 mod desk;
 mod door;
+mod fronted;
 mod handshake;
 mod lane;
 mod listener;

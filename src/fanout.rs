@@ -88,7 +88,7 @@ pub(crate) fn members(devices: &Devices, recipients: Recipients) -> Vec<Address>
     match recipients {
         Recipients::One(address) => vec![address],
         Recipients::These(addresses) => addresses,
-        Recipients::Group(group) => devices.groups.members(&group).unwrap_or_default(),
+        Recipients::Group(group) => devices.groups.members(&group).into_iter().collect(),
         Recipients::All => connected(|_| true),
         Recipients::AllInChat => connected(|wire| matches!(wire, Wire::Chat { .. })),
     }

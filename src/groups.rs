@@ -1,10 +1,15 @@
 //! `Groups`: which devices are addressed together.
 //!
-//! Devices join where their wire format lets them; such a membership ends with the connection. A group
-//! begins with its first member and ends with its last.
+//! People list members, in a file or over HTTP; they need not be connected. And devices join where their
+//! wire format lets them; such a membership ends with the connection. What devices say to a group
+//! reaches only those who have joined it; commands reach all members.
 
-use std::collections::HashMap;
+mod listed;
+
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
+
+pub(crate) use listed::{Listed, Members};
 
 use crate::command::{ADDRESS_MAX, Address, Reason};
 
@@ -14,6 +19,7 @@ const GROUPS_MAX: usize = 10_000;
 /// All groups.
 #[derive(Debug, Default)]
 pub(crate) struct Groups {
+    listed: Listed,
     /// Held for a few map operations, never across an await. Taken while no other lock is held.
     groups: Mutex<HashMap<Arc<str>, Group>>,
 }
@@ -25,6 +31,16 @@ struct Group {
 }
 
 impl Groups {
+    /// Groups with these members.
+    pub(crate) fn new(listed: Listed) -> Self {
+        Self { listed, groups: Mutex::default() }
+    }
+
+    /// What people have listed.
+    pub(crate) fn listed(&self) -> &Listed {
+        &self.listed
+    }
+
     /// Makes a connection a member; how many there are then, and the group's name.
     pub(crate) fn join(
         &self,
@@ -63,14 +79,30 @@ impl Groups {
         Some(left)
     }
 
-    /// How many are in a group, if there is such a group.
+    /// How many have joined a group, if somebody has.
     pub(crate) fn count(&self, group: &str) -> Option<usize> {
         self.lock().get(group).map(|members| members.joined.len())
     }
 
-    /// Who is in a group, if there is such a group.
-    pub(crate) fn members(&self, group: &str) -> Option<Vec<Address>> {
-        self.lock().get(group).map(|members| members.joined.keys().cloned().collect())
+    /// Who has joined a group.
+    pub(crate) fn joined(&self, group: &str) -> Vec<Address> {
+        let groups = self.lock();
+        groups.get(group).into_iter().flat_map(|group| group.joined.keys().cloned()).collect()
+    }
+
+    /// Who is in a group, listed or joined, each once.
+    pub(crate) fn members(&self, group: &str) -> BTreeSet<Address> {
+        let listed = self.listed.get().get(group).cloned().unwrap_or_default();
+        listed.into_iter().chain(self.joined(group)).collect()
+    }
+
+    /// All groups with their members.
+    pub(crate) fn all(&self) -> Members {
+        let mut all = Members::clone(&self.listed.get());
+        for (name, group) in self.lock().iter() {
+            all.entry(Arc::clone(name)).or_default().extend(group.joined.keys().cloned());
+        }
+        all
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Arc<str>, Group>> {
@@ -89,14 +121,14 @@ mod tests {
     #[test]
     fn a_group_begins_with_its_first_member_and_ends_with_its_last() {
         let groups = Groups::default();
-        assert_eq!(groups.members("pumps"), None);
+        assert_eq!(groups.count("pumps"), None);
         let join = |last, epoch| groups.join("pumps", &device(last), epoch).map(|(count, _)| count);
         assert_eq!([join(1, 1), join(1, 1), join(2, 2)], [Ok(1), Ok(1), Ok(2)]);
         assert_eq!(groups.count("pumps"), Some(2));
         assert_eq!(groups.leave("pumps", &device(1), 1), Some(1));
         assert_eq!(groups.leave("pumps", &device(1), 1), None, "no member any more");
         assert_eq!(groups.leave("pumps", &device(2), 2), Some(0));
-        assert_eq!(groups.members("pumps"), None);
+        assert_eq!(groups.count("pumps"), None);
     }
 
     #[test]
@@ -105,7 +137,7 @@ mod tests {
         groups.join("pumps", &device(1), 1).expect("joined");
         groups.join("pumps", &device(1), 2).expect("joined again");
         assert_eq!(groups.leave("pumps", &device(1), 1), None);
-        assert_eq!(groups.members("pumps"), Some(vec![device(1)]));
+        assert_eq!(groups.members("pumps"), BTreeSet::from([device(1)]));
     }
 
     #[test]

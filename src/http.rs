@@ -1,18 +1,20 @@
 //! The HTTP side: is it alive, is it ready, its metrics, the devices it holds, and what happened lately.
 //!
-//! It reads what others own and changes nothing, but for `/message`, where clients become devices. By
-//! default it listens on loopback only.
+//! It reads what others own; only `/groups` changes something, and at `/message` clients become devices.
+//! By default it listens on loopback only.
 
 mod explain;
+mod groups;
 mod message;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use axum::extract::{Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, put};
 use axum::{Json, Router};
 pub(crate) use explain::{CommandHistory, DeviceHistory, Timeline};
 pub(crate) use message::Topics;
@@ -21,7 +23,7 @@ use tracing::error;
 
 use crate::clock;
 use crate::command::Address;
-use crate::device::{Registry, Session};
+use crate::device::{self, Registry, Session};
 use crate::metrics::Metrics;
 use crate::report::Reporter;
 use crate::trail::Trail;
@@ -33,6 +35,7 @@ const PAGE_MAX: usize = 10_000;
 /// What the handlers read.
 #[derive(Debug, Clone)]
 pub(crate) struct HttpState {
+    pub(crate) devices: Arc<device::Devices>,
     pub(crate) registry: Arc<Registry>,
     pub(crate) reporter: Arc<Reporter>,
     pub(crate) trail: Arc<Trail>,
@@ -51,8 +54,12 @@ pub(crate) async fn serve(listener: tokio::net::TcpListener, state: HttpState, t
         .route("/devices", get(devices))
         .route("/devices/{address}", get(explain::device))
         .route("/commands/{id}", get(explain::command))
+        .route("/groups", get(groups::all))
+        .route("/groups/{group}", get(groups::one))
+        .route("/groups/{group}/members/{address}", put(groups::add).delete(groups::remove))
         .with_state(state)
         .merge(message::router(topics));
+    let app = app.into_make_service_with_connect_info::<SocketAddr>();
     if let Err(error) = axum::serve(listener, app).await {
         error!(%error, "HTTP has ended.");
     }

@@ -14,7 +14,9 @@ use std::ffi::OsString;
 use std::fmt;
 
 pub use listeners::Listener;
-pub use table::{Access, Broker, CommandDefaults, Device, Http, Process, Redis, Setting, table};
+pub use table::{
+    Access, Broker, CommandDefaults, Device, GroupSettings, Http, Process, Redis, Setting, table,
+};
 pub use value::{
     CertificateName, Confirm, Identity, IfOffline, LineEnding, LineMax, Listen, LogFormat,
     Networks, Pattern, Protocol, QueueType, Second, Secret, Size, Switch,
@@ -31,6 +33,8 @@ pub struct Settings {
     pub listeners: Vec<Listener>,
     /// `COMMAND_…`
     pub command: CommandDefaults,
+    /// `GROUPS_…`
+    pub groups: GroupSettings,
     /// `REDIS_…`
     pub redis: Redis,
     /// `HTTP_…`
@@ -54,8 +58,17 @@ impl fmt::Display for SettingsErrors {
 }
 
 /// Prefixes under which an unknown variable is worth a warning. `HTTP_PROXY` is somebody else's.
-const OUR_PREFIXES: &[&str] =
-    &["MQ_", "DEVICE_", "COMMAND_", "HTTP_LISTEN", "BRIDGE_", "SHUTDOWN_", "RUNTIME_", "LOG_"];
+const OUR_PREFIXES: &[&str] = &[
+    "MQ_",
+    "DEVICE_",
+    "COMMAND_",
+    "GROUPS_",
+    "HTTP_LISTEN",
+    "BRIDGE_",
+    "SHUTDOWN_",
+    "RUNTIME_",
+    "LOG_",
+];
 
 /// Variables that the table knows, and those of further listeners, by their names.
 type Given = BTreeMap<String, String>;
@@ -76,11 +89,12 @@ impl Settings {
         let mq = Broker::read(&given, &mut errors);
         let listeners = listeners::read(&given, &mut errors);
         let command = CommandDefaults::read(&given, &mut errors);
+        let groups = GroupSettings::read(&given, &mut errors);
         let redis = Redis::read(&given, &mut errors);
         let http = Http::read(&given, &mut errors);
         let process = Process::read(&given, &mut errors);
-        let (Some(mut mq), Some(command), Some(redis), Some(http), Some(process)) =
-            (mq, command, redis, http, process)
+        let (Some(mut mq), Some(command), Some(groups), Some(redis), Some(http), Some(process)) =
+            (mq, command, groups, redis, http, process)
         else {
             return Err(SettingsErrors(errors));
         };
@@ -90,7 +104,17 @@ impl Settings {
             return Err(SettingsErrors(errors));
         }
         let queue_type_is_set = given.contains_key("MQ_QUEUE_TYPE");
-        Ok(Self { mq, listeners, command, redis, http, process, queue_type_is_set, warnings })
+        Ok(Self {
+            mq,
+            listeners,
+            command,
+            groups,
+            redis,
+            http,
+            process,
+            queue_type_is_set,
+            warnings,
+        })
     }
 
     /// The name this bridge goes by in events and receipts.

@@ -53,6 +53,12 @@ impl<T> Watched<T> {
         self.look(Instant::now())
     }
 
+    /// What the files hold, looked at now however short ago that was done: for who has changed them.
+    pub(crate) fn get_now(&self) -> Arc<T> {
+        let looked = self.state.lock().unwrap_or_else(PoisonError::into_inner).looked;
+        self.look(looked + LOOK_EVERY)
+    }
+
     fn look(&self, now: Instant) -> Arc<T> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if now < state.looked + LOOK_EVERY {
@@ -97,16 +103,6 @@ impl<T> fmt::Debug for Watched<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Not the value, which may be a secret.
         f.debug_struct("Watched").field("paths", &self.paths).finish_non_exhaustive()
-    }
-}
-
-/// For tests of those who use it, which cannot wait.
-#[cfg(test)]
-impl<T> Watched<T> {
-    /// What the files hold, looked at now however short ago that was done.
-    pub(crate) fn get_now(&self) -> Arc<T> {
-        let looked = self.state.lock().unwrap_or_else(PoisonError::into_inner).looked;
-        self.look(looked + LOOK_EVERY)
     }
 }
 

@@ -76,8 +76,7 @@ impl Port for Desk<'_> {
         let find = |address| self.devices.registry.find(&address);
         let listeners: Vec<Arc<Session>> = match audience {
             Audience::Group(group) => {
-                let members = self.devices.groups.members(&group).unwrap_or_default();
-                members.into_iter().filter_map(find).collect()
+                self.devices.groups.joined(&group).into_iter().filter_map(find).collect()
             }
             Audience::These(addresses) => addresses.into_iter().filter_map(find).collect(),
             Audience::All => {

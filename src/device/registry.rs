@@ -7,6 +7,9 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use tracing::warn;
+
+use super::fronted::Fronted;
 use super::session::Session;
 use super::{Devices, EndReason};
 use crate::clock::Moment;
@@ -40,6 +43,7 @@ struct State {
     sessions: HashMap<Address, Arc<Session>>,
     last_epoch: u64,
     closed: bool,
+    fronted: Fronted,
 }
 
 impl Registry {
@@ -79,6 +83,10 @@ impl Registry {
         // After the old one has reported what has to be parked.
         devices.parking.arrived(session.address());
         if let Some(old) = old {
+            let address = session.address();
+            if state.fronted.replaced(address, old.since(), now.mono) {
+                warn!(%address, "connections from one address take each other's place: if there are several devices behind it, a NAT or a proxy hides their addresses; see DEVICE_IDENTITY and DEVICE_PROXY_FROM.");
+            }
             session.inherit(inherited.unwrap_or_default(), now.mono, devices);
             self.ended(&old, EndReason::Replaced, now);
         }

@@ -42,6 +42,7 @@ pub struct Session {
     pub(super) rules: Arc<Rules>,
     _tickets: Tickets,
     since_ms: u64,
+    since: Instant,
     pub(super) stream: TcpStream,
     /// Whether the kernel tells what the device has acknowledged.
     pub(super) provable: bool,
@@ -152,6 +153,7 @@ impl Session {
             rules,
             _tickets: tickets,
             since_ms: now.wall_ms,
+            since: now.mono,
             stream,
             provable,
             shared: Mutex::new(shared),
@@ -170,6 +172,11 @@ impl Session {
     /// Which connection of its address it is: later ones have higher epochs.
     pub fn epoch(&self) -> u64 {
         self.epoch
+    }
+
+    /// When it began.
+    pub(super) fn since(&self) -> Instant {
+        self.since
     }
 
     /// What its device speaks.

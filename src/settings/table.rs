@@ -148,6 +148,12 @@ section! {
 }
 
 section! {
+    /// Groups of devices.
+    GroupSettings, RawGroups, GROUP_ROWS, "GROUPS_";
+    file: Option<PathBuf> = "GROUPS_FILE", "", "JSON file of groups and their members, an object of lists; read again when it changes, written anew when members change over HTTP.";
+}
+
+section! {
     /// Redis, where it is used.
     Redis, RawRedis, REDIS_ROWS, "REDIS_";
     url: Secret = "REDIS_URL", "redis://127.0.0.1:6379/0", "Redis server that is asked where another setting says so.";
@@ -171,9 +177,18 @@ section! {
 
 /// The settings table, in the order the documentation shows it.
 pub fn table() -> impl Iterator<Item = &'static Setting> {
-    [BROKER_ROWS, DEVICE_ROWS, ACCESS_ROWS, COMMAND_ROWS, REDIS_ROWS, HTTP_ROWS, PROCESS_ROWS]
-        .into_iter()
-        .flatten()
+    [
+        BROKER_ROWS,
+        DEVICE_ROWS,
+        ACCESS_ROWS,
+        COMMAND_ROWS,
+        GROUP_ROWS,
+        REDIS_ROWS,
+        HTTP_ROWS,
+        PROCESS_ROWS,
+    ]
+    .into_iter()
+    .flatten()
 }
 
 /// The settings that each listener may have for itself.

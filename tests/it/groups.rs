@@ -133,3 +133,52 @@ fn a_connection_lost_in_the_midst_of_a_command_for_many_writes_none_twice_that_i
         assert_eq!(device.line(), "END\r\n", "nothing came twice");
     }
 }
+
+#[test]
+fn members_are_listed_in_a_file_and_over_http_and_stay_in_the_file() {
+    let scene = Scene::new("listed");
+    let folder = tempfile::TempDir::new().expect("a folder");
+    let path = folder.path().join("groups.json");
+    std::fs::write(&path, r#"{"pumps": ["127.0.0.2"]}"#).expect("written");
+    let setup = scene.setup().set("GROUPS_FILE", &path);
+    let bridge = setup.start();
+    let mut devices = ["127.0.0.2", "127.0.0.3"].map(|address| bridge.device(address));
+    let groups = |bridge: &crate::harness::Bridge| -> Value {
+        serde_json::from_str(&bridge.get("/groups").body).expect("JSON")
+    };
+    assert_eq!(groups(&bridge), json!({"pumps": ["127.0.0.2"]}));
+
+    assert_eq!(bridge.ask("PUT", "/groups/pumps/members/127.0.0.3").status, 204);
+    scene.publish(&json!({"group": "pumps", "cmd": "BOTH"}));
+    for device in &mut devices {
+        assert_eq!(device.line(), "BOTH\r\n");
+    }
+    assert_eq!(bridge.ask("DELETE", "/groups/pumps/members/127.0.0.2").status, 204);
+    assert_eq!(bridge.get("/groups/pumps").body, r#"["127.0.0.3"]"#);
+    assert_eq!(bridge.get("/groups/valves").status, 404);
+    assert_eq!(
+        bridge.ask("PUT", &format!("/groups/pumps/members/{}", "x".repeat(201))).status,
+        400
+    );
+    drop(bridge);
+
+    let bridge = setup.start();
+    assert_eq!(groups(&bridge), json!({"pumps": ["127.0.0.3"]}));
+    // Somebody edits the file.
+    std::fs::write(&path, r#"{"valves": ["127.0.0.4"]}"#).expect("written");
+    crate::harness::eventually("the change is seen", || match groups(&bridge) {
+        now if now == json!({"valves": ["127.0.0.4"]}) => Ok(()),
+        now => Err(now.to_string()),
+    });
+}
+
+#[test]
+fn devices_that_take_each_others_place_behind_one_address_are_said_once() {
+    let scene = Scene::new("fronted");
+    let bridge = scene.setup().start();
+    let connections: Vec<Device> = (0..10).map(|_| bridge.device("127.0.0.2")).collect();
+    bridge.until_logged(&["WARN", "127.0.0.2", "DEVICE_PROXY_FROM"]);
+    drop(connections);
+    let said = bridge.log().all().iter().filter(|line| line.contains("DEVICE_PROXY_FROM")).count();
+    assert_eq!(said, 1);
+}

@@ -137,6 +137,13 @@ impl Bridge {
         http::get(self.http, path).unwrap_or_else(|error| panic!("GET {path}: {error}"))
     }
 
+    /// A request without a body.
+    #[track_caller]
+    pub(crate) fn ask(&self, method: &str, path: &str) -> Answer {
+        http::ask(self.http, method, path)
+            .unwrap_or_else(|error| panic!("{method} {path}: {error}"))
+    }
+
     /// A page of `/devices`.
     #[track_caller]
     pub(crate) fn devices(&self, query: &str) -> Value {

@@ -1,4 +1,4 @@
-//! A GET by hand: what a probe or a scraper sees.
+//! HTTP by hand: what a probe or a scraper sees.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -12,10 +12,15 @@ pub(crate) struct Answer {
 }
 
 pub(crate) fn get(server: SocketAddr, path: &str) -> std::io::Result<Answer> {
+    ask(server, "GET", path)
+}
+
+/// A request without a body.
+pub(crate) fn ask(server: SocketAddr, method: &str, path: &str) -> std::io::Result<Answer> {
     let limit = Duration::from_secs(20);
     let mut stream = TcpStream::connect_timeout(&server, limit)?;
     stream.set_read_timeout(Some(limit))?;
-    write!(stream, "GET {path} HTTP/1.0\r\nHost: {server}\r\n\r\n")?;
+    write!(stream, "{method} {path} HTTP/1.0\r\nHost: {server}\r\n\r\n")?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     let malformed = || std::io::Error::other(format!("not an HTTP answer: {answer:?}"));
