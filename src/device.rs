@@ -216,14 +216,15 @@ impl EndReason {
             io::ErrorKind::BrokenPipe,
             io::ErrorKind::ConnectionAborted,
         ];
-        match error.kind() {
-            // What is not TLS where it should be.
-            io::ErrorKind::InvalidData => Self::Malformed,
-            // The end, without the goodbye of TLS.
-            io::ErrorKind::UnexpectedEof => Self::Closed,
-            kind if reset.contains(&kind) => Self::Reset,
-            _ => Self::Error,
+        if reset.contains(&error.kind()) {
+            return Self::Reset;
         }
+        // What is not TLS where it should be.
+        if error.kind() == io::ErrorKind::InvalidData {
+            return Self::Malformed;
+        }
+        // The end, without the goodbye of TLS.
+        if error.kind() == io::ErrorKind::UnexpectedEof { Self::Closed } else { Self::Error }
     }
 }
 

@@ -95,9 +95,9 @@ mod tests {
     fn lines(max: usize, pieces: &[&[u8]]) -> (Vec<Vec<u8>>, Result<(), Broken>) {
         let (mut line, mut recorder) = (Line::new(max), Recorder::default());
         let end = pieces.iter().try_for_each(|piece| line.feed(piece, &mut recorder));
-        let lines = recorder.asked.into_iter().map(|asked| match asked {
-            Asked::Line(line) => line,
-            other => panic!("{other:?}"),
+        let lines = recorder.asked.into_iter().map(|asked| {
+            let Asked::Line(line) = asked else { panic!("{asked:?}") };
+            line
         });
         (lines.collect(), end)
     }
