@@ -211,8 +211,8 @@ pub(crate) trait Port {
 pub(crate) trait Protocol: fmt::Debug + Send {
     /// Takes up bytes as they come, in any pieces.
     fn feed(&mut self, bytes: &[u8], port: &mut dyn Port) -> Result<(), Broken>;
-    /// Whether a frame has begun whose end has not come.
-    fn is_amid(&self) -> bool;
+    /// If a frame has begun whose end has not come: how many came before it, to tell it from the next.
+    fn amid(&self) -> Option<u64>;
 }
 
 /// Why a connection cannot go on: what follows could not be told apart from what came.

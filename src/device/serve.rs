@@ -98,7 +98,7 @@ impl Session {
                     devices.registry.update(self, Update::Heard);
                 }
                 unread = self.read(&mut *protocol, kept, devices)?;
-                silence.is_amid(protocol.is_amid(), Instant::now() + self.rules.line_timeout);
+                silence.is_amid(protocol.amid(), Instant::now() + self.rules.line_timeout);
                 if let Some(limit) = kept.silence_max {
                     silence.end_after(limit);
                 }

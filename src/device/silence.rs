@@ -25,8 +25,8 @@ pub(super) struct Silence {
     /// It ends the connection after this, because the device has said that it would not be so long.
     end_after: Option<Duration>,
     heard: Instant,
-    /// When a frame that has begun has to be at its end.
-    frame_ends_by: Option<Instant>,
+    /// Which frame has begun, and when it has to be at its end.
+    frame_ends_by: Option<(u64, Instant)>,
     /// What was done about this silence.
     done: Option<Due>,
 }
@@ -42,10 +42,11 @@ impl Silence {
         self.end_after = Some(limit);
     }
 
-    /// Whether a frame has begun whose end has not come: that must come by then, or the moment that
-    /// was said when it began.
-    pub(super) fn is_amid(&mut self, is_amid: bool, by: Instant) {
-        self.frame_ends_by = is_amid.then(|| self.frame_ends_by.unwrap_or(by));
+    /// Which frame has begun whose end has not come, if any: that must come by then, or the moment
+    /// that was said when it began.
+    pub(super) fn is_amid(&mut self, frame: Option<u64>, by: Instant) {
+        let known = |frame| self.frame_ends_by.filter(|(known, _)| *known == frame);
+        self.frame_ends_by = frame.map(|frame| known(frame).unwrap_or((frame, by)));
     }
 
     /// The device has sent something; true if it was silent.
@@ -57,7 +58,7 @@ impl Silence {
     /// When something is due.
     pub(super) fn deadline(&self) -> Option<Instant> {
         let end = self.end_after.map(|limit| self.heard + limit);
-        self.step().into_iter().chain(end).chain(self.frame_ends_by).min()
+        self.step().into_iter().chain(end).chain(self.frame_ends_by.map(|(_, by)| by)).min()
     }
 
     /// When a heartbeat or silence is due.
@@ -75,7 +76,7 @@ impl Silence {
         if self.end_after.is_some_and(|limit| self.heard + limit <= now) {
             return Some(Due::End(EndReason::HeartbeatTimeout));
         }
-        if self.frame_ends_by.is_some_and(|by| by <= now) {
+        if self.frame_ends_by.is_some_and(|(_, by)| by <= now) {
             return Some(Due::End(EndReason::LineTimeout));
         }
         if self.step()? > now {
@@ -114,12 +115,13 @@ mod tests {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
         let mut silence = Silence::new(None, start);
-        silence.is_amid(true, at(10));
-        silence.is_amid(true, at(11));
+        silence.is_amid(Some(0), at(5));
+        silence.is_amid(Some(1), at(10));
+        silence.is_amid(Some(1), at(11));
         silence.heard(at(9));
         assert_eq!((silence.deadline(), silence.due(at(9))), (Some(at(10)), None));
         assert_eq!(silence.due(at(10)), Some(Due::End(EndReason::LineTimeout)));
-        silence.is_amid(false, at(20));
+        silence.is_amid(None, at(20));
         assert_eq!((silence.deadline(), silence.due(at(99))), (None, None));
     }
 

@@ -63,8 +63,8 @@ impl Protocol for Channel {
         })
     }
 
-    fn is_amid(&self) -> bool {
-        self.partial.len() > 0
+    fn amid(&self) -> Option<u64> {
+        self.partial.amid()
     }
 }
 

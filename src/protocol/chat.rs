@@ -65,8 +65,8 @@ impl Protocol for Chat {
         })
     }
 
-    fn is_amid(&self) -> bool {
-        self.partial.len() > 0
+    fn amid(&self) -> Option<u64> {
+        self.partial.amid()
     }
 }
 

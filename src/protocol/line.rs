@@ -12,13 +12,15 @@ use crate::settings::LineEnding;
 pub(crate) struct Line {
     /// The beginning of a line whose end has not come yet. Empty, and without memory, otherwise.
     partial: Vec<u8>,
+    /// Lines that have ended.
+    ended: u64,
     max: usize,
 }
 
 impl Line {
     /// Cuts lines of at most `max` bytes, endings not counted.
     pub(crate) fn new(max: usize) -> Self {
-        Self { partial: Vec::new(), max }
+        Self { partial: Vec::new(), ended: 0, max }
     }
 
     fn checked<'a>(&self, line: &'a [u8]) -> Result<&'a [u8], Broken> {
@@ -32,6 +34,7 @@ impl Protocol for Line {
         while let Some(end) = bytes.iter().position(|byte| *byte == b'\n') {
             let (head, rest) = bytes.split_at(end);
             bytes = rest.get(1..).unwrap_or_default();
+            self.ended += 1;
             if self.partial.is_empty() {
                 port.line(self.checked(head)?);
             } else {
@@ -48,8 +51,8 @@ impl Protocol for Line {
         Ok(())
     }
 
-    fn is_amid(&self) -> bool {
-        !self.partial.is_empty()
+    fn amid(&self) -> Option<u64> {
+        (!self.partial.is_empty()).then_some(self.ended)
     }
 }
 

@@ -2,12 +2,21 @@
 
 /// Empty, and without memory, between frames. Whoever cuts the frames bounds it.
 #[derive(Debug, Default)]
-pub(super) struct Partial(Vec<u8>);
+pub(super) struct Partial {
+    bytes: Vec<u8>,
+    /// Frames that were cut off.
+    ended: u64,
+}
 
 impl Partial {
     /// How much is here.
     pub(super) fn len(&self) -> usize {
-        self.0.len()
+        self.bytes.len()
+    }
+
+    /// If anything is here: how many frames came before it.
+    pub(super) fn amid(&self) -> Option<u64> {
+        (!self.bytes.is_empty()).then_some(self.ended)
     }
 
     /// Takes up bytes as they come: `cut` sees all that is here and tells how much of it it has
@@ -15,19 +24,25 @@ impl Partial {
     pub(super) fn feed<E>(
         &mut self,
         bytes: &[u8],
-        cut: impl FnMut(&[u8]) -> Result<usize, E>,
+        mut cut: impl FnMut(&[u8]) -> Result<usize, E>,
     ) -> Result<(), E> {
-        if self.0.is_empty() {
+        let Self { bytes: kept, ended } = self;
+        let cut = |bytes: &[u8]| {
+            let used = cut(bytes)?;
+            *ended += u64::from(used > 0);
+            Ok(used)
+        };
+        if kept.is_empty() {
             // What comes in whole frames is never copied.
-            self.0.extend_from_slice(rest(bytes, cut)?);
+            kept.extend_from_slice(rest(bytes, cut)?);
             return Ok(());
         }
-        self.0.extend_from_slice(bytes);
-        let rest = rest(&self.0, cut)?;
+        kept.extend_from_slice(bytes);
+        let rest = rest(kept, cut)?;
         // What goes on being one frame stays where it is: copied at each piece, it would be copied
         // many times over.
-        if rest.len() < self.0.len() {
-            self.0 = rest.to_vec();
+        if rest.len() < kept.len() {
+            *kept = rest.to_vec();
         }
         Ok(())
     }
@@ -49,7 +64,7 @@ fn rest<E>(mut bytes: &[u8], mut cut: impl FnMut(&[u8]) -> Result<usize, E>) -> 
 impl Partial {
     /// Whether it holds memory.
     pub(super) fn holds_memory(&self) -> bool {
-        self.0.capacity() > 0
+        self.bytes.capacity() > 0
     }
 }
 
@@ -75,10 +90,12 @@ mod tests {
         let mut partial = Partial::default();
         assert_eq!(feed(&mut partial, b"\x01a\x02bc\x00"), [&b"a"[..], b"bc", b""]);
         assert!(!partial.holds_memory());
+        assert_eq!(partial.amid(), None);
         assert_eq!(feed(&mut partial, b"\x01a\x02b"), [b"a"]);
-        assert_eq!(partial.len(), 2);
+        assert_eq!((partial.len(), partial.amid()), (2, Some(4)));
         assert_eq!(feed(&mut partial, b""), [b""; 0]);
         assert_eq!(feed(&mut partial, b"c\x03d"), [b"bc"]);
+        assert_eq!(partial.amid(), Some(5), "another one");
         assert_eq!(feed(&mut partial, b"ef"), [b"def"]);
         assert!(!partial.holds_memory());
     }

@@ -36,8 +36,8 @@ impl Protocol for Topic {
         self.websocket.feed(bytes, port, take_up)
     }
 
-    fn is_amid(&self) -> bool {
-        self.websocket.is_amid()
+    fn amid(&self) -> Option<u64> {
+        self.websocket.amid()
     }
 }
 

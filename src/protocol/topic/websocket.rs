@@ -24,6 +24,8 @@ pub(super) struct WebSocket {
     partial: Partial,
     /// The message whose last frame has not come yet.
     begun: Option<Begun>,
+    /// Messages that have ended, and control frames between them.
+    ended: u64,
     max: usize,
 }
 
@@ -49,12 +51,12 @@ struct End {
 impl WebSocket {
     /// Reads messages of at most `max` bytes.
     pub(super) fn new(max: usize) -> Self {
-        Self { partial: Partial::default(), begun: None, max }
+        Self { partial: Partial::default(), begun: None, ended: 0, max }
     }
 
-    /// Whether a message has begun whose end has not come.
-    pub(super) fn is_amid(&self) -> bool {
-        self.begun.is_some() || self.partial.len() > 0
+    /// If a message has begun whose end has not come: how many came before it.
+    pub(super) fn amid(&self) -> Option<u64> {
+        (self.begun.is_some() || self.partial.len() > 0).then_some(self.ended)
     }
 
     /// Takes up bytes as they come and gives every message they complete to `message`. What is no
@@ -65,7 +67,7 @@ impl WebSocket {
         port: &mut dyn Port,
         mut message: impl FnMut(Message<'_>, &mut dyn Port),
     ) -> Result<(), Broken> {
-        let Self { partial, begun, max } = self;
+        let Self { partial, begun, ended, max } = self;
         let fed = partial.feed(bytes, |bytes| {
             let Some(frame) = first(bytes, begun.as_ref(), *max)? else { return Ok(0) };
             match frame.opcode {
@@ -89,6 +91,8 @@ impl WebSocket {
                     }
                 }
             }
+            // A control frame does not end the message in the midst of which it comes.
+            *ended += u64::from(begun.is_none());
             Ok(frame.length)
         });
         fed.map_err(|End { code, broken }| {

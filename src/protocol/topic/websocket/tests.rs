@@ -60,7 +60,7 @@ fn reply(frame: &[u8]) -> Vec<Asked> {
 
 #[test]
 fn an_idle_device_is_small_and_holds_no_memory() {
-    assert_eq!(size_of::<WebSocket>(), 64);
+    assert_eq!(size_of::<WebSocket>(), 80);
     let (mut websocket, mut port) = (WebSocket::new(MAX), Recorder::default());
     let mut feed = |bytes: &[u8]| {
         websocket.feed(bytes, &mut port, |_, _| ()).expect("fed");
@@ -73,6 +73,23 @@ fn an_idle_device_is_small_and_holds_no_memory() {
     assert!(feed(&masked(TEXT, b"hi")));
     assert!(feed(&masked(FINAL | PING, b"hi")));
     assert!(!feed(&masked(FINAL | CONTINUATION, b"hi")));
+}
+
+#[test]
+fn a_message_is_the_same_until_its_last_frame() {
+    let (mut websocket, mut port) = (WebSocket::new(MAX), Recorder::default());
+    let mut after = |bytes: &[u8]| {
+        websocket.feed(bytes, &mut port, |_, _| ()).expect("fed");
+        websocket.amid()
+    };
+    let frame = masked(FINAL | TEXT, b"hi");
+    assert_eq!(after(&frame), None);
+    assert_eq!(after(&frame[..3]), Some(1));
+    assert_eq!(after(&[&frame[3..], &frame[..3]].concat()), Some(2), "another one");
+    assert_eq!(after(&frame[3..]), None);
+    assert_eq!(after(&masked(TEXT, b"hi")), Some(3));
+    assert_eq!(after(&masked(FINAL | PING, b"hi")), Some(3));
+    assert_eq!(after(&masked(FINAL | CONTINUATION, b"hi")), None);
 }
 
 #[test]
