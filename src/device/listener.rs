@@ -25,6 +25,7 @@ use super::session::Session;
 use super::transport::Transport;
 use crate::access::gate::flapping::Flapping;
 use crate::access::gate::rate::AcceptRate;
+use crate::access::gate::unknown::UnknownTicket;
 use crate::access::gate::{Total, TotalTicket};
 use crate::protocol::Wire;
 use crate::settings;
@@ -134,8 +135,10 @@ impl Listener {
         if !self.door.knows_at_once(peer.ip()) {
             let (door, hall) = (Arc::clone(&self.door), hall.clone());
             let sessions = hall.sessions.clone();
+            // Here, not in the task: tasks need not begin in the order in which connections came.
+            let place = door.unknown.enter();
             sessions.spawn(async move {
-                match learn(&door, stream, peer, &hall).await {
+                match learn(&door, place, stream, peer, &hall).await {
                     Ok(known) => door.admit(known, total, &hall),
                     Err(Some(refusal)) => hall.devices.metrics.refused(refusal),
                     Err(None) => {}
@@ -157,11 +160,11 @@ impl Listener {
 /// Learns who a connection is; none if the bridge is shutting down.
 async fn learn(
     door: &Door,
+    place: UnknownTicket,
     stream: TcpStream,
     peer: SocketAddr,
     hall: &Hall,
 ) -> Result<Known, Option<Refusal>> {
-    let place = door.unknown.enter();
     tokio::select! {
         biased;
         () = hall.stop.cancelled() => Err(None),
