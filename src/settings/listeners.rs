@@ -111,14 +111,29 @@ fn read_further(
     let read = read_one(&given, &mut wrong);
     let is_new = |error: &String| !errors.contains(error);
     let new: Vec<String> = wrong.into_iter().filter(is_new).collect();
-    // What is set for this listener goes by its own name.
-    errors.extend(new.into_iter().map(|error| {
-        own.keys().filter(|setting| !setting.is_empty()).fold(error, |error, setting| {
-            error.replace(&format!("DEVICE_{setting}:"), &format!("{variable}_{setting}:"))
-        })
-    }));
+    errors.extend(new.into_iter().map(|error| by_own_names(&error, own, &variable)));
     let (device, access) = read?;
     Some(Listener { name: name.to_lowercase(), variable, address, device, access })
+}
+
+/// An error in which what is set for this listener goes by its own name.
+fn by_own_names(error: &str, own: &Given, variable: &str) -> String {
+    let is_in_a_name = |c: char| c.is_ascii_uppercase() || c == '_';
+    let mut text = String::new();
+    let mut rest = error;
+    while let Some(at) = rest.find("DEVICE_") {
+        let (before, name) = rest.split_at(at);
+        let end = name.find(|c| !is_in_a_name(c)).unwrap_or(name.len());
+        let (name, after) = name.split_at(end);
+        let setting = name.strip_prefix("DEVICE_").filter(|setting| own.contains_key(*setting));
+        text += before;
+        match setting {
+            Some(setting) => text += &format!("{variable}_{setting}"),
+            None => text += name,
+        }
+        rest = after;
+    }
+    text + rest
 }
 
 fn read_one(given: &Given, errors: &mut Vec<String>) -> Option<(Device, Access)> {
