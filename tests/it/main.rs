@@ -2,7 +2,7 @@
 //!
 //! Run by `cargo test --test it` (`./dev test` does), not by nextest: nextest gives each test a process of its own, and
 //! each would start a node (four seconds and a hundred megabytes); here most tests share one. A test that kills or
-//! blocks the broker has a node to itself. Needs Debian's `rabbitmq-server`; the tests of links that go dead need
+//! blocks the broker has a node to itself. Needs Debian's `rabbitmq-server` and `redis-server`; the tests of links that go dead need
 //! `iproute2` and root, to make network namespaces. Without them the tests fail and say so.
 //!
 //! A test waits for facts with a deadline, never for time to pass, and uses queues and exchanges of its own.
@@ -21,14 +21,18 @@ mod check;
 mod cli;
 mod dead_links;
 mod descriptors;
+mod device_tls;
 mod drain;
 mod explain;
 mod greeting;
 mod groups;
+mod hello;
 mod http;
 mod hundred_thousand;
 mod invalid;
+mod limits;
 mod links;
+mod listeners;
 mod main_path;
 mod model;
 mod once;
@@ -39,9 +43,11 @@ mod parking_order;
 mod parking_trouble;
 mod presence;
 mod protocols;
+mod proxy_protocol;
 mod readme;
 mod receipts;
 mod received;
+mod redis_tokens;
 mod service;
 mod settings;
 mod silence;

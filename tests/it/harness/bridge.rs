@@ -165,20 +165,85 @@ impl Bridge {
         self.knows(Device::narrow(from, self.device_port))
     }
 
+    /// A device that says who it is, and that the bridge knows.
+    #[track_caller]
+    pub(crate) fn hello_device(&self, from: &str, hello: &str) -> Device {
+        self.knows(self.saying(from, hello))
+    }
+
+    /// A connection that begins with this line. Nobody knows what will come of it.
+    #[track_caller]
+    pub(crate) fn saying(&self, from: &str, hello: &str) -> Device {
+        let mut device = Device::connect(from, self.device_port);
+        device.send(format!("{hello}\r\n").as_bytes());
+        device
+    }
+
     /// The device, once the bridge knows it.
     #[track_caller]
     pub(crate) fn knows(&self, device: Device) -> Device {
-        let peer = device.local().to_string();
+        self.until_listed("peer", &device.local().to_string());
+        device
+    }
+
+    /// Waits until a device with this value in this field is listed; what is listed of it.
+    #[track_caller]
+    pub(crate) fn until_listed(&self, field: &str, value: &str) -> Value {
         eventually("the bridge has registered the device", || {
-            let page = self.devices("?limit=1000");
-            let devices = page["devices"].as_array().expect("an array of devices");
-            if devices.iter().any(|known| known["peer"] == peer.as_str()) {
-                Ok(())
+            self.listed(field, value).ok_or_else(|| self.devices("?limit=1000").to_string())
+        })
+    }
+
+    fn listed(&self, field: &str, value: &str) -> Option<Value> {
+        let page = self.devices("?limit=1000");
+        let devices = page["devices"].as_array().expect("an array of devices");
+        devices.iter().find(|known| known[field] == value).cloned()
+    }
+
+    /// The device, if the bridge comes to know it; nothing if it closes the connection.
+    #[track_caller]
+    pub(crate) fn takes(&self, mut device: Device) -> Option<Device> {
+        let peer = device.local().to_string();
+        let taken = eventually("the bridge has taken the device or closed the connection", || {
+            if self.listed("peer", &peer).is_some() {
+                Ok(true)
+            } else if device.is_closed() {
+                Ok(false)
             } else {
-                Err(page.to_string())
+                Err("neither")
             }
         });
-        device
+        taken.then_some(device)
+    }
+
+    /// Where devices connect to the listener with this name.
+    #[track_caller]
+    pub(crate) fn port_of(&self, listener: &str) -> u16 {
+        self.log().find(&format!("the log says where {listener} listens"), |line| {
+            let line: Value = serde_json::from_str(line).ok()?;
+            let here = line["message"] == "listening for devices" && line["listener"] == listener;
+            let address: SocketAddr =
+                here.then(|| line["address"].as_str()?.parse().ok()).flatten()?;
+            Some(address.port())
+        })
+    }
+
+    /// How many connections were refused for this reason.
+    pub(crate) fn refused(&self, reason: &str) -> f64 {
+        self.metric(&format!("rabbitline_connections_refused_total{{reason=\"{reason}\"}}"))
+    }
+
+    /// Waits until so many were, and no more.
+    #[track_caller]
+    pub(crate) fn until_refused(&self, reason: &str, count: usize) {
+        let series = format!("rabbitline_connections_refused_total{{reason=\"{reason}\"}}");
+        let refused = self.until_metric(&series, |refused| refused >= count as f64);
+        assert_eq!(refused, count as f64, "{reason}");
+    }
+
+    /// How many connections of devices ended for this reason.
+    pub(crate) fn ended(&self, reason: &str) -> f64 {
+        self.metric(&format!("rabbitline_connections_ended_total{{reason=\"{reason}\"}}"))
     }
 
     /// The bridge's own end of a device's connection, to look at; a second handle to it.

@@ -97,6 +97,34 @@ impl Device {
         lines
     }
 
+    /// Whether the bridge has closed the connection, as far as is known now.
+    pub(crate) fn is_closed(&mut self) -> bool {
+        self.stream.set_nonblocking(true).expect("O_NONBLOCK");
+        let mut chunk = [0; 65_536];
+        let closed = loop {
+            match self.stream.read(&mut chunk) {
+                Ok(0) => break true,
+                Ok(count) => self.unread.extend_from_slice(&chunk[..count]),
+                Err(error) => break error.kind() != io::ErrorKind::WouldBlock,
+            }
+        };
+        self.stream.set_nonblocking(false).expect("O_NONBLOCK");
+        closed
+    }
+
+    /// Sends these bytes in a segment each.
+    pub(crate) fn send_bytewise(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.send(&[*byte]);
+        }
+    }
+
+    /// The connection itself, of which nothing was read.
+    pub(crate) fn into_stream(self) -> TcpStream {
+        assert!(self.unread.is_empty(), "{:?}", self.unread);
+        self.stream
+    }
+
     pub(crate) fn send(&mut self, bytes: &[u8]) {
         self.stream
             .write_all(bytes)
