@@ -85,6 +85,9 @@ fn what_the_device_has_acknowledged_is_received_over_tls_too() {
     let bridge = files.serve(scene.setup()).start();
     let mut device = connect(&bridge, DEVICE, &authority, None);
     for number in 0..50 {
+        if number % 10 == 5 {
+            device.renew_keys();
+        }
         let cmd = format!("NUMBER {number}");
         let receipt =
             scene.receipt_of(&json!({"address": DEVICE, "cmd": cmd, "confirm": "received"}));
@@ -100,6 +103,7 @@ fn a_large_command_arrives_whole_over_tls() {
     let authority = Authority::new();
     let files = TlsFiles::new(&authority.server());
     let scene = Scene::new("tls-large");
+    let uplink = scene.uplink();
     let setup = scene.setup().set("DEVICE_LINE_MAX", "1048576").set("COMMAND_TIMEOUT", "10m");
     let bridge = files.serve(setup).start();
     let mut device = connect(&bridge, DEVICE, &authority, None);
@@ -121,6 +125,9 @@ fn a_large_command_arrives_whole_over_tls() {
     assert_eq!(outcomes, ["received", "received", "written", "written"]);
     scene.until_drained(&bridge);
     assert_eq!(bridge.outcomes("uncertain"), 0.0);
+    device.send(format!("{}\nT=20\n", large(9)).as_bytes());
+    assert!(uplink.next().json()["line"] == large(9), "the other way, too");
+    assert_eq!(uplink.next().json()["line"], "T=20");
 }
 
 fn command_between(number: usize) -> Value {
@@ -171,6 +178,40 @@ fn a_tls_device_that_does_not_read_is_ended_and_its_commands_are_told() {
     assert_eq!(told.len(), PUBLISHED - first, "all from the first that was not delivered");
     assert!(first <= read.len(), "{first} were delivered and {} were read", read.len());
     assert_eq!(bridge.metric("rabbitline_settlements_forgotten_total"), 0.0);
+}
+
+#[test]
+fn a_device_that_leaves_has_closed_the_connection_whether_or_not_it_says_goodbye() {
+    let authority = Authority::new();
+    let files = TlsFiles::new(&authority.server());
+    let scene = Scene::new("tls-leaves");
+    let presence = scene.presence();
+    let bridge = files.serve(scene.setup()).start();
+    for leave in [drop as fn(TlsDevice), TlsDevice::say_goodbye] {
+        let mut device = connect(&bridge, DEVICE, &authority, None);
+        assert_eq!(presence.next().json()["online"], true);
+        // A socket that is closed while something is unread is reset, and the bridge sends session tickets.
+        scene.publish(&command(DEVICE, "ON"));
+        assert_eq!(device.line(), "ON\r\n");
+        leave(device);
+        let event = presence.next().json();
+        assert_eq!((&event["online"], &event["reason"]), (&json!(false), &json!("closed")));
+    }
+}
+
+#[test]
+fn who_does_not_agree_on_tls_in_time_is_closed() {
+    let authority = Authority::new();
+    let files = TlsFiles::new(&authority.server());
+    let scene = Scene::new("tls-timeout");
+    let bridge = files.serve(scene.setup()).set("DEVICE_HELLO_TIMEOUT", "1s").start();
+    let mut silent = Device::connect(DEVICE, bridge.device_port);
+    let mut slow = Device::connect(DEVICE, bridge.device_port);
+    // The beginning of a handshake record.
+    slow.send(&[22, 3, 1, 1, 0, 1]);
+    assert_eq!((silent.until_closed().len(), slow.until_closed().len()), (0, 0));
+    bridge.until_refused("timeout", 2);
+    assert_eq!(bridge.metric("rabbitline_connections_total"), 0.0);
 }
 
 #[test]
@@ -289,5 +330,15 @@ fn a_certificate_replaced_on_disk_is_for_those_who_come_and_nobody_is_disconnect
         scene.publish(&command(address, "ON"));
         assert_eq!(device.line(), "ON\r\n");
     }
-    assert_eq!(bridge.ended("tls"), 0.0);
+
+    files.spoil();
+
+    eventually("the bridge has looked at what is there now", || {
+        drop(connect(&bridge, "127.0.0.4", &authority, None));
+        let says = |line: &String| line.contains("what was read before stays in force");
+        if bridge.log().all().iter().any(says) { Ok(()) } else { Err("not yet") }
+    });
+    assert!(new.is_shown_to(&connect(&bridge, "127.0.0.4", &authority, None)));
+    scene.publish(&command(DEVICE, "STILL"));
+    assert_eq!(before.line(), "STILL\r\n");
 }

@@ -100,6 +100,11 @@ impl TlsFiles {
         files
     }
 
+    /// Spoils the certificate.
+    pub(crate) fn spoil(&self) {
+        std::fs::write(self.at("server.pem"), "no certificate").expect("written");
+    }
+
     /// Puts another certificate in the place of the one that is there.
     pub(crate) fn replace(&self, server: &Certificate) {
         for (name, text) in [("server.pem", &server.pem), ("server.key", &server.key_pem)] {
@@ -154,6 +159,18 @@ impl TlsDevice {
     pub(crate) fn send(&mut self, bytes: &[u8]) {
         let sent = self.stream.write_all(bytes).and_then(|()| self.stream.flush());
         sent.unwrap_or_else(|error| panic!("{}: cannot send: {error}", self.local()));
+    }
+
+    /// Has both sides go on with new keys.
+    pub(crate) fn renew_keys(&mut self) {
+        self.stream.conn.refresh_traffic_keys().expect("TLS 1.3");
+        self.stream.flush().expect("sent");
+    }
+
+    /// Ends the connection as TLS wants it.
+    pub(crate) fn say_goodbye(mut self) {
+        self.stream.conn.send_close_notify();
+        self.stream.flush().expect("sent");
     }
 
     /// The next line, with its terminator, as it came.
