@@ -16,6 +16,7 @@ use tracing::{info, warn};
 use crate::access::gate::Total;
 use crate::broker::{Consumer, Intake, Jobs, Publisher};
 use crate::device::{Devices, Door, EndReason, Hall, Listener, Options, Registry, Rules, Sweeper};
+use crate::feed::{Feed, Outlet};
 use crate::groups::{Groups, Listed};
 use crate::http::{self, HttpState, Topics};
 use crate::metrics::Metrics;
@@ -24,7 +25,7 @@ use crate::presence::Presence;
 use crate::protocol::Wire;
 use crate::report::Reporter;
 use crate::router::Router;
-use crate::settings::Settings;
+use crate::settings::{self, Settings};
 use crate::trail::Trail;
 use crate::uplink::Uplink;
 
@@ -60,19 +61,8 @@ impl Bridge {
     /// Binds all listeners and starts every part. The broker may be away: it is waited for.
     pub async fn start(settings: Settings) -> io::Result<Self> {
         let bridge: Arc<str> = settings.bridge_name().into();
-        let mut listeners = Vec::new();
-        for listener in &settings.listeners {
-            let rules = Arc::new(Rules::new(listener, &bridge));
-            let door = Door::new(listener, rules, &settings.redis.url)
-                .map_err(|error| io::Error::other(format!("{}: {error}", listener.variable)))?;
-            let bound = Listener::bind(listener, door)
-                .map_err(|error| in_use(&listener.variable, listener.address, &error))?;
-            listeners.push(bound);
-        }
+        let listeners = listeners(&settings, &bridge)?;
         let total = Total::new(connections_max(&settings));
-        let listed = settings.groups.file.clone().map(Listed::open).transpose();
-        let listed = listed.map_err(|error| io::Error::other(format!("GROUPS_FILE: {error}")))?;
-        let groups = Groups::new(listed.unwrap_or_default());
         let http_listener = tokio::net::TcpListener::bind(settings.http.listen)
             .await
             .map_err(|error| in_use("HTTP_LISTEN", settings.http.listen, &error))?;
@@ -83,8 +73,8 @@ impl Bridge {
         };
         let (door, options) = (Arc::new(Door::of_topics(first)), Options::of(&first.device));
         let wires = listeners.iter().map(Listener::wire).collect();
-        let Parts { devices, consumer, publisher, http } =
-            Parts::new(settings, bridge, wires, groups);
+        let Parts { devices, consumer, publisher, feed, http } =
+            Parts::new(settings, bridge, wires)?;
 
         let (drain, give_up, finish) =
             (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
@@ -98,6 +88,9 @@ impl Bridge {
             sessions: sessions.clone(),
             stop: drain.clone(),
         };
+        if let Some(feed) = feed {
+            sessions.spawn(feed.run(drain.clone()));
+        }
         for listener in listeners {
             info!(listener = listener.name(), address = %listener.address()?, "listening for devices");
             sessions.spawn(listener.run(hall.clone()));
@@ -165,11 +158,16 @@ struct Parts {
     devices: Arc<Devices>,
     consumer: Consumer,
     publisher: Publisher,
+    feed: Option<Feed>,
     http: HttpState,
 }
 
 impl Parts {
-    fn new(settings: Settings, bridge: Arc<str>, wires: Vec<Wire>, groups: Groups) -> Self {
+    fn new(settings: Settings, bridge: Arc<str>, wires: Vec<Wire>) -> io::Result<Self> {
+        let wrong = |name: &str, error| io::Error::other(format!("{name}: {error}"));
+        let listed = settings.groups.file.clone().map(Listed::open).transpose();
+        let listed = listed.map_err(|error| wrong("GROUPS_FILE", error))?;
+        let groups = Groups::new(listed.unwrap_or_default());
         let settings = Arc::new(settings);
         let metrics = Metrics::new();
         let work = Arc::new(Notify::new());
@@ -224,10 +222,27 @@ impl Parts {
             consuming: Arc::clone(&consumer.consuming),
             draining: Arc::new(AtomicBool::new(false)),
         };
+        let outlet = Arc::new(Outlet::new(Arc::clone(&work)));
+        let (source, url) = (&settings.source, &settings.redis.url);
+        let (to, of) = (Arc::clone(&outlet), Arc::clone(&devices));
+        let feed = Feed::new(source, url, &bridge, to, of);
+        let feed = feed.map_err(|error| wrong("REDIS_URL", error))?;
         let publisher =
-            Publisher::new(settings, bridge, jobs, presence, Arc::clone(&devices), work);
-        Self { devices, consumer, publisher, http }
+            Publisher::new(settings, bridge, jobs, presence, Arc::clone(&devices), outlet, work);
+        Ok(Self { devices, consumer, publisher, feed, http })
     }
+}
+
+/// What devices connect to, bound.
+fn listeners(settings: &Settings, bridge: &Arc<str>) -> io::Result<Vec<Listener>> {
+    let bind = |listener: &settings::Listener| {
+        let rules = Arc::new(Rules::new(listener, bridge));
+        let door = Door::new(listener, rules, &settings.redis.url)
+            .map_err(|error| io::Error::other(format!("{}: {error}", listener.variable)))?;
+        Listener::bind(listener, door)
+            .map_err(|error| in_use(&listener.variable, listener.address, &error))
+    };
+    settings.listeners.iter().map(bind).collect()
 }
 
 /// The most connections there may be: what is set, or else what the limit on open files leaves when

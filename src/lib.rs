@@ -25,6 +25,7 @@ pub mod router;
 mod access;
 pub mod device;
 mod fanout;
+mod feed;
 mod gathering;
 mod groups;
 mod protocol;

@@ -15,7 +15,8 @@ use std::fmt;
 
 pub use listeners::Listener;
 pub use table::{
-    Access, Broker, CommandDefaults, Device, GroupSettings, Http, Process, Redis, Setting, table,
+    Access, Broker, CommandDefaults, Device, GroupSettings, Http, Process, Redis, Setting, Source,
+    table,
 };
 pub use value::{
     CertificateName, Confirm, Identity, IfOffline, LineEnding, LineMax, Listen, LogFormat,
@@ -37,6 +38,8 @@ pub struct Settings {
     pub groups: GroupSettings,
     /// `REDIS_…`
     pub redis: Redis,
+    /// `SOURCE_…`
+    pub source: Source,
     /// `HTTP_…`
     pub http: Http,
     /// The rest.
@@ -63,6 +66,7 @@ const OUR_PREFIXES: &[&str] = &[
     "DEVICE_",
     "COMMAND_",
     "GROUPS_",
+    "SOURCE_",
     "HTTP_LISTEN",
     "BRIDGE_",
     "SHUTDOWN_",
@@ -91,11 +95,14 @@ impl Settings {
         let command = CommandDefaults::read(&given, &mut errors);
         let groups = GroupSettings::read(&given, &mut errors);
         let redis = Redis::read(&given, &mut errors);
+        let source = Source::read(&given, &mut errors);
         let http = Http::read(&given, &mut errors);
         let process = Process::read(&given, &mut errors);
-        let (Some(mut mq), Some(command), Some(groups), Some(redis), Some(http), Some(process)) =
-            (mq, command, groups, redis, http, process)
+        let (Some(mut mq), Some(command), Some(http), Some(process)) = (mq, command, http, process)
         else {
+            return Err(SettingsErrors(errors));
+        };
+        let (Some(groups), Some(redis), Some(source)) = (groups, redis, source) else {
             return Err(SettingsErrors(errors));
         };
         check::read_password_file(&mut mq, given.contains_key("MQ_PASSWORD"), &mut errors);
@@ -110,6 +117,7 @@ impl Settings {
             command,
             groups,
             redis,
+            source,
             http,
             process,
             queue_type_is_set,

@@ -16,7 +16,7 @@ use futures_util::stream::FuturesOrdered;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::types::ShortString;
 use lapin::{BasicProperties, Channel, Confirmation, Event};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -27,6 +27,7 @@ use super::retry::Retry;
 use super::{BrokerError, Jobs, topology};
 use crate::clock::Moment;
 use crate::device::Devices;
+use crate::feed::Outlet;
 use crate::metrics;
 use crate::order::Facts;
 use crate::parking::Place;
@@ -47,10 +48,11 @@ pub(crate) struct Publisher {
     jobs: Arc<Jobs>,
     presence: Arc<Presence>,
     devices: Arc<Devices>,
+    outlet: Arc<Outlet>,
     work: Arc<Notify>,
     /// Published on a connection that was lost before the broker confirmed it.
     again: VecDeque<Item>,
-    /// Which of jobs, presence and uplink had its turn last.
+    /// Which of jobs, presence, commands and uplink had its turn last.
     turn: usize,
 }
 
@@ -64,6 +66,8 @@ struct Item {
     undelivered: bool,
     /// The command, if its message is among them on its way to its device's own queue.
     parked: Option<Place>,
+    /// Who waits for it.
+    told: Option<oneshot::Sender<()>>,
 }
 
 impl Item {
@@ -91,10 +95,11 @@ impl Publisher {
         jobs: Arc<Jobs>,
         presence: Arc<Presence>,
         devices: Arc<Devices>,
+        outlet: Arc<Outlet>,
         work: Arc<Notify>,
     ) -> Self {
         let (again, turn) = (VecDeque::new(), 0);
-        Self { settings, bridge, jobs, presence, devices, work, again, turn }
+        Self { settings, bridge, jobs, presence, devices, outlet, work, again, turn }
     }
 
     /// Publishes until `finish`, and then until all is confirmed. True if it was.
@@ -202,7 +207,7 @@ impl Publisher {
     }
 
     fn confirmed(&self, item: Option<Item>) {
-        let Some(Item { settlement, undelivered, parked, .. }) = item else { return };
+        let Some(Item { settlement, undelivered, parked, told, .. }) = item else { return };
         if undelivered {
             self.devices.metrics.undelivered();
         }
@@ -212,6 +217,10 @@ impl Publisher {
         }
         if let Some(settlement) = settlement {
             settlement.settle();
+        }
+        if let Some(told) = told {
+            // Nobody waits any more if the bridge is shutting down.
+            told.send(()).ok();
         }
     }
 
@@ -231,7 +240,7 @@ impl Publisher {
         Ok(())
     }
 
-    /// The next thing to say: first what was said in vain, then jobs, presence and uplink in turn,
+    /// The next thing to say: first what was said in vain, then jobs, presence, commands and uplink in turn,
     /// so that none of them waits for ever behind another.
     fn next(&mut self) -> Option<Item> {
         while let Some(item) = self.again.pop_front() {
@@ -242,14 +251,15 @@ impl Publisher {
                 settlement.hand_back();
             }
         }
-        (0..3).find_map(|_| {
-            self.turn = (self.turn + 1) % 3;
+        (0..4).find_map(|_| {
+            self.turn = (self.turn + 1) % 4;
             match self.turn {
                 0 => self.jobs.next().map(|job| self.job(job)),
                 1 => self
                     .presence
                     .next()
                     .map(|(address, json)| self.event_item("presence", address, json)),
+                2 => self.outlet.next().map(|(body, told)| self.command_item(body, told)),
                 _ => self
                     .devices
                     .uplink
@@ -265,6 +275,20 @@ impl Publisher {
             && self.jobs.is_empty()
             && self.presence.is_empty()
             && self.devices.uplink.as_ref().is_none_or(|uplink| uplink.is_empty())
+    }
+
+    /// A command on its way into the queue from which this bridge consumes.
+    fn command_item(&self, body: Vec<u8>, told: oneshot::Sender<()>) -> Item {
+        let publication = Publication {
+            exchange: ShortString::default(),
+            key: self.settings.mq.queue.as_str().into(),
+            properties: BasicProperties::default()
+                .with_content_type("application/json".into())
+                .with_delivery_mode(PERSISTENT),
+            body: body.into(),
+            mandatory: true,
+        };
+        Item { publications: vec![publication], told: Some(told), ..Item::default() }
     }
 
     fn event_item(&self, kind: &str, address: impl Display, json: Vec<u8>) -> Item {

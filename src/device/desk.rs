@@ -72,12 +72,9 @@ impl Port for Desk<'_> {
     }
 
     fn say(&mut self, audience: Audience, payload: Payload) {
-        let spoken = Spoken::new(payload);
         let find = |address| self.devices.registry.find(&address);
         let listeners: Vec<Arc<Session>> = match audience {
-            Audience::Group(group) => {
-                self.devices.groups.joined(&group).into_iter().filter_map(find).collect()
-            }
+            Audience::Group(group) => return self.devices.say_to_group(&group, payload),
             Audience::These(addresses) => addresses.into_iter().filter_map(find).collect(),
             Audience::All => {
                 let mut all = self.devices.registry.all();
@@ -85,15 +82,29 @@ impl Port for Desk<'_> {
                 all
             }
         };
-        for listener in listeners {
-            if let Ok(frame) = spoken.in_wire(&listener.rules.wire) {
-                listener.tell(&frame, self.devices);
-            }
-        }
+        self.devices.say(listeners, payload);
     }
 
     fn end_if_silent_for(&mut self, limit: Duration) {
         self.kept.silence_max = Some(limit);
+    }
+}
+
+impl Devices {
+    /// Says something to those who have joined a group.
+    pub(crate) fn say_to_group(&self, group: &str, payload: Payload) {
+        let find = |address| self.registry.find(&address);
+        let joined = self.groups.joined(group).into_iter().filter_map(find);
+        self.say(joined.collect(), payload);
+    }
+
+    fn say(&self, listeners: Vec<Arc<Session>>, payload: Payload) {
+        let spoken = Spoken::new(payload);
+        for listener in listeners {
+            if let Ok(frame) = spoken.in_wire(&listener.rules.wire) {
+                listener.tell(&frame, self);
+            }
+        }
     }
 }
 

@@ -160,6 +160,13 @@ section! {
 }
 
 section! {
+    /// Where commands come from besides the command queue.
+    Source, RawSource, SOURCE_ROWS, "SOURCE_";
+    redis_list: Option<String> = "SOURCE_REDIS_LIST", "", "List at `REDIS_URL` from whose right end commands are taken and put into the command queue.";
+    redis_channel: Option<String> = "SOURCE_REDIS_CHANNEL", "", "Channel at `REDIS_URL`; what is published there is said to those who have joined the group, or subscribed to the topic, of the same name.";
+}
+
+section! {
     /// The HTTP side.
     Http, RawHttp, HTTP_ROWS, "HTTP_";
     listen: SocketAddr = "HTTP_LISTEN", "127.0.0.1:9123", "Address and port of `/livez`, `/readyz`, `/metrics` and `/devices`.";
@@ -184,6 +191,7 @@ pub fn table() -> impl Iterator<Item = &'static Setting> {
         COMMAND_ROWS,
         GROUP_ROWS,
         REDIS_ROWS,
+        SOURCE_ROWS,
         HTTP_ROWS,
         PROCESS_ROWS,
     ]

@@ -24,6 +24,7 @@ mod descriptors;
 mod device_tls;
 mod drain;
 mod explain;
+mod feed;
 mod greeting;
 mod groups;
 mod hello;

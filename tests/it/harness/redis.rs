@@ -63,6 +63,14 @@ impl Redis {
         assert!(answer.starts_with(':'), "{answer}");
     }
 
+    /// Runs one command, whose answer is a number.
+    #[track_caller]
+    pub(crate) fn number(&self, words: &[&str]) -> u64 {
+        let answer = tell(self.port, words).expect("an answer");
+        let number = answer.trim().strip_prefix(':').and_then(|number| number.parse().ok());
+        number.unwrap_or_else(|| panic!("{words:?}: {answer}"))
+    }
+
     /// Ends the server at once; what it knew is gone.
     pub(crate) fn kill(&mut self) {
         self.server.kill();
