@@ -6,6 +6,7 @@
 use std::io;
 use std::net::SocketAddr;
 
+use tokio::io::Interest;
 use tokio::net::TcpStream;
 use tracing::{debug, info};
 
@@ -184,6 +185,8 @@ async fn source(stream: &TcpStream, proxy: SocketAddr) -> Result<SocketAddr, Ref
     let mut buffer = [0; proxy::HEADER_MAX];
     let mut seen = 0;
     loop {
+        // Asked before: what comes meanwhile is not missed.
+        let ready = stream.ready(Interest::READABLE).await.map_err(|_| Refusal::Left)?;
         // Looked at and left: what follows the header is for others.
         let count = stream.peek(&mut buffer).await.map_err(|_| Refusal::Left)?;
         let bytes = buffer.get(..count).unwrap_or_default();
@@ -200,6 +203,9 @@ async fn source(stream: &TcpStream, proxy: SocketAddr) -> Result<SocketAddr, Ref
             proxy::Look::More => {
                 // The socket stays readable while anything is in it: nothing tells of more.
                 if count == seen {
+                    if ready.is_read_closed() {
+                        return Err(Refusal::Left);
+                    }
                     tokio::time::sleep(PEEK_AGAIN).await;
                 }
                 seen = count;
