@@ -58,6 +58,10 @@ fn what_a_device_sends_behind_its_hello_is_not_lost() {
     scene.publish(&command("pump-1", "ON"));
     assert_eq!(device.line(), "ON\r\n");
     bridge.until_metric("rabbitline_uplink_lines_total", |count| count == 3.0);
+    // Nor if it leaves at once.
+    drop(bridge.saying(GATEWAY, "HELLO pump-2\r\nBYE"));
+    let event = uplink.next();
+    assert_eq!((&*event.key, &event.json()["line"]), ("uplink.pump-2", &json!("BYE")));
 }
 
 #[test]

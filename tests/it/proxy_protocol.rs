@@ -91,6 +91,9 @@ fn what_comes_behind_the_header_in_the_same_packet_is_uplink() {
         // A second header is none.
         device.send(V1);
         assert_eq!(uplink.next().json()["line"], "PROXY TCP4 10.1.2.3 10.0.0.1 4711 8123");
+        // Nor is it lost if the device leaves at once.
+        drop(through(&bridge, &[&header[..], b"BYE\r\n"].concat()));
+        assert_eq!(uplink.next().json()["line"], "BYE");
     }
 }
 
@@ -119,8 +122,12 @@ fn a_proxy_that_does_not_say_where_a_connection_comes_from_is_refused() {
     let mut half = through(&bridge, &V1[..20]);
     assert_eq!((silent.until_closed().len(), half.until_closed().len()), (0, 0));
     bridge.until_refused("timeout", 2);
+    // A connection that ends in the midst of its header, or before it, is not waited for.
     drop(Device::connect(PROXY, bridge.device_port));
     bridge.until_refused("left", 1);
+    drop(through(&bridge, &V1[..20]));
+    bridge.until_refused("left", 2);
+    assert_eq!(bridge.refused("timeout"), 2.0);
 
     let _right = through(&bridge, V1);
     assert_eq!(presence.next().json()["address"], "10.1.2.3", "nothing was told of the others");
