@@ -136,8 +136,8 @@ impl Session {
         while let Some(next) = shared.outbox.next() {
             match shared.transport.write(&self.stream, next, false) {
                 Ok(taken) => {
-                    shared.proofs.took(taken.wire);
-                    shared.outbox.took(taken.bytes, Instant::now());
+                    shared.proofs.reached(shared.transport.wire());
+                    shared.outbox.took(taken, Instant::now());
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) => return Err(EndReason::from_error(&error)),

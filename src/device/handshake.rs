@@ -11,6 +11,7 @@ use tokio::net::TcpStream;
 use tracing::{debug, info};
 
 use super::door::{Door, Refusal, Who};
+use super::receipt;
 use super::transport::Transport;
 use crate::access::gate::{Full, Ticket};
 use crate::access::tokens::{Checked, Tokens};
@@ -28,6 +29,8 @@ pub(super) struct Known {
     pub(super) peer: SocketAddr,
     pub(super) stream: TcpStream,
     pub(super) transport: Transport,
+    /// Whether the kernel tells what the device acknowledges.
+    pub(super) provable: bool,
     /// What the device has sent behind its hello.
     pub(super) rest: Vec<u8>,
     pub(super) place: Ticket,
@@ -61,6 +64,7 @@ impl Door {
         stream: TcpStream,
         proxy: SocketAddr,
     ) -> Result<Known, Refusal> {
+        let provable = is_provable(&stream, proxy);
         let peer =
             if self.proxies.contain(proxy.ip()) { source(&stream, proxy).await? } else { proxy };
         let place = self.place(peer)?;
@@ -100,7 +104,19 @@ impl Door {
             },
         };
         let Line { stream, transport, heard: rest } = line;
-        Ok(Known { address, peer, stream, transport, rest, place })
+        Ok(Known { address, peer, stream, transport, provable, rest, place })
+    }
+}
+
+/// Has the kernel tell what the device acknowledges, if it can. Offsets count from here, so this comes
+/// before anything is written.
+pub(super) fn is_provable(stream: &TcpStream, peer: SocketAddr) -> bool {
+    match receipt::prepare(stream) {
+        Ok(()) => true,
+        Err(error) => {
+            debug!(%peer, %error, "cannot learn what the device acknowledges.");
+            false
+        }
     }
 }
 
@@ -166,7 +182,7 @@ impl Line {
             let done = if bytes.is_empty() {
                 self.transport.flush(&self.stream).map(|()| 0)
             } else {
-                self.transport.write(&self.stream, bytes, false).map(|taken| taken.bytes)
+                self.transport.write(&self.stream, bytes, false)
             };
             match done {
                 Ok(0) => return Ok(()),

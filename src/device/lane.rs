@@ -87,7 +87,7 @@ impl<T: Waits> Lane<T> {
     /// alone can have begun.
     pub(crate) fn push(&mut self, item: T, written: usize, now: Instant) {
         debug_assert!(written == 0 || self.waiting.is_empty());
-        debug_assert!(written < item.bytes().len());
+        debug_assert!(written <= item.bytes().len());
         if self.waiting.is_empty() {
             self.head_since = now;
             self.written = written;
@@ -115,7 +115,7 @@ impl<T: Waits> Lane<T> {
     /// Lets one wait as the first, of which `written` bytes are already on their way. No other has
     /// begun.
     pub(crate) fn begin(&mut self, item: T, written: usize, now: Instant) {
-        debug_assert!(self.written == 0 && written < item.bytes().len());
+        debug_assert!(self.written == 0 && written <= item.bytes().len());
         self.written = written;
         self.head_since = now;
         self.waiting.push_front(item);
@@ -144,9 +144,15 @@ impl<T: Waits> Lane<T> {
 
     /// Notes that the socket has taken `written` bytes in all of the one that was taken out. Gives
     /// it back when that is all of it.
-    pub(crate) fn wrote(&mut self, item: T, written: usize, now: Instant) -> Option<T> {
+    pub(crate) fn wrote(
+        &mut self,
+        item: T,
+        written: usize,
+        is_out: bool,
+        now: Instant,
+    ) -> Option<T> {
         debug_assert!(written <= item.bytes().len());
-        if written < item.bytes().len() {
+        if !is_out {
             self.written = written;
             self.waiting.push_front(item);
             return None;
@@ -259,7 +265,9 @@ mod tests {
                     let taken = (item.text.len() - from).min(room);
                     wire.push_str(&item.text[from..from + taken]);
                     room -= taken;
-                    left.extend(lane.wrote(item, from + taken, now).map(|item| (item, "written")));
+                    let is_out = from + taken == item.text.len();
+                    let wrote = lane.wrote(item, from + taken, is_out, now);
+                    left.extend(wrote.map(|item| (item, "written")));
                     if taken == 0 {
                         return left;
                     }

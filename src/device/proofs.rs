@@ -58,9 +58,9 @@ impl Proofs {
         order.command().confirm == Confirm::Received || order.facts.origin.parked
     }
 
-    /// The socket took `bytes` more.
-    pub(super) fn took(&mut self, bytes: usize) {
-        self.tail.wrote(bytes);
+    /// So much has been written in all, what is no command included.
+    pub(super) fn reached(&mut self, offset: u64) {
+        self.tail.reached(offset);
     }
 
     /// The socket has taken the whole line of `order`. Gives it back if that is all it asks for.

@@ -250,7 +250,8 @@ impl Session {
             let Some(order) = shared.lane.pop() else { break };
             match self.write(shared, &order, from, devices) {
                 Ok(taken) => {
-                    if let Some(order) = shared.lane.wrote(order, from + taken, now) {
+                    let is_out = shared.is_out(&order, from + taken);
+                    if let Some(order) = shared.lane.wrote(order, from + taken, is_out, now) {
                         if let Offer::Written(Some(settlement)) =
                             self.wrote(shared, order, now, devices)
                         {
@@ -261,7 +262,7 @@ impl Session {
                     }
                 }
                 Err(error) => {
-                    let unfinished = shared.lane.wrote(order, from, now);
+                    let unfinished = shared.lane.wrote(order, from, false, now);
                     debug_assert!(unfinished.is_none());
                     if error.kind() == io::ErrorKind::WouldBlock {
                         break;

@@ -15,7 +15,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::time::Instant;
-use tracing::debug;
 
 use super::lane::{Lane, Waits};
 use super::outbox::Outbox;
@@ -124,20 +123,17 @@ impl Session {
         peer: SocketAddr,
         stream: TcpStream,
         transport: Transport,
+        provable: bool,
         tickets: Tickets,
         rules: Arc<Rules>,
     ) -> Self {
         let now = Moment::now();
-        let provable = match receipt::prepare(&stream) {
-            Ok(()) => true,
-            Err(error) => {
-                debug!(%address, %error, "cannot learn what the device acknowledges.");
-                false
-            }
-        };
+        let mut proofs = Proofs::new();
+        // What was said before it was known who the device is counts, too.
+        proofs.reached(transport.wire());
         let shared = Shared {
             lane: Lane::new(now.mono),
-            proofs: Proofs::new(),
+            proofs,
             outbox: Outbox::default(),
             transport,
             hold: Hold { greeting: rules.wait_for_greeting, parked: false },
@@ -293,7 +289,7 @@ impl Session {
         devices: &Devices,
     ) -> Result<Offer, (Order, usize)> {
         match self.write(shared, &order, 0, devices) {
-            Ok(taken) if taken == order.bytes().len() => {
+            Ok(taken) if shared.is_out(&order, taken) => {
                 Ok(self.wrote(shared, order, now, devices))
             }
             Ok(taken) => Err((order, taken)),
@@ -318,9 +314,8 @@ impl Session {
         let bytes = order.bytes().get(from..).unwrap_or_default();
         let mark = self.provable && (shared.always_writable || Proofs::needs_mark(order));
         let taken = shared.transport.write(&self.stream, bytes, mark)?;
-        shared.proofs.took(taken.wire);
-        let taken = taken.bytes;
-        if taken > 0 && from + taken < order.bytes().len() {
+        shared.proofs.reached(shared.transport.wire());
+        if taken > 0 && !shared.is_out(order, from + taken) {
             // Should the broker deliver it again, it is not untouched.
             devices.reporter.begun(&order.facts);
         }
@@ -429,6 +424,12 @@ impl Shared {
     pub(super) fn has_room_for(&self, order: &Order, now: Instant, rules: &Rules) -> bool {
         self.proofs.weight() < rules.tail_max
             && (!order.wants_answer() || self.proofs.may_ask(&rules.answer, now))
+    }
+
+    /// Whether the kernel has the whole line of `order`, of which so much is written: with TLS the
+    /// record with its end may still wait for room.
+    pub(super) fn is_out(&self, order: &Order, written: usize) -> bool {
+        written == order.bytes().len() && self.transport.pending() == 0
     }
 
     /// Whether what is next in the lane has to wait for something that is not the socket.

@@ -31,9 +31,10 @@ impl<T> Tail<T> {
         Self { sent: VecDeque::new(), written: 0, acknowledged: 0, weight: 0 }
     }
 
-    /// Notes that the stream took `bytes` more.
-    pub(super) fn wrote(&mut self, bytes: usize) {
-        self.written += bytes as u64;
+    /// Notes that the stream has taken so many bytes in all.
+    pub(super) fn reached(&mut self, offset: u64) {
+        debug_assert!(self.written <= offset);
+        self.written = offset;
     }
 
     /// Keeps `item`, whose last byte is the last that was written. `weight` is what keeping it costs.
@@ -97,7 +98,7 @@ mod tests {
     fn an_item_leaves_when_its_last_byte_is_acknowledged() {
         let mut tail = Tail::new();
         for (item, bytes) in [("a", 3), ("b", 2)] {
-            tail.wrote(bytes);
+            tail.reached(tail.written() + bytes);
             tail.push(item, 10);
         }
         tail.acknowledge(2);
@@ -123,7 +124,7 @@ mod tests {
             let mut acks = acks.into_iter();
             let mut highest = 0;
             for (index, length) in lengths.iter().enumerate() {
-                tail.wrote(*length);
+                tail.reached(tail.written() + *length as u64);
                 tail.push(index, *length);
                 ends.push(tail.written());
                 if let Some(ack) = acks.next() {

@@ -1,7 +1,8 @@
 //! `Transport`: what lies between a session and its socket: nothing, or TLS.
 //!
 //! Offsets, by which the device's TCP stack acknowledges, count what goes on the wire: with TLS that is
-//! ciphertext. A record the kernel has not taken whole waits here, and nothing overtakes it.
+//! ciphertext. A record the kernel has not taken whole waits here, and nothing overtakes it; what is in
+//! it counts as written only then.
 
 use std::io::{self, Read, Write};
 use std::sync::Arc;
@@ -18,7 +19,11 @@ const RECORD_MAX: usize = 16 * 1024;
 
 /// Nothing, or TLS.
 #[derive(Debug, Default)]
-pub(super) struct Transport(Option<Box<Tls>>);
+pub(super) struct Transport {
+    tls: Option<Box<Tls>>,
+    /// Bytes for the wire since the connection was accepted, those that wait here included.
+    wire: u64,
+}
 
 #[derive(Debug)]
 struct Tls {
@@ -31,22 +36,14 @@ struct Tls {
     marked: bool,
 }
 
-/// What was written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Taken {
-    /// Of the bytes given.
-    pub(super) bytes: usize,
-    /// On the wire.
-    pub(super) wire: usize,
-}
-
 impl Transport {
     /// Agrees on TLS with the device.
     pub(super) async fn accept(stream: &TcpStream, config: Arc<ServerConfig>) -> io::Result<Self> {
         let connection = ServerConnection::new(config).map_err(io::Error::other)?;
         let mut tls = Tls { connection, outgoing: Vec::new(), stuck_since: None, marked: false };
+        let mut wire = 0;
         loop {
-            tls.encrypt()?;
+            tls.encrypt(&mut wire)?;
             match tls.flush(stream) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     stream.writable().await?;
@@ -55,14 +52,14 @@ impl Transport {
                 flushed => flushed?,
             }
             if !tls.connection.is_handshaking() {
-                return Ok(Self(Some(Box::new(tls))));
+                return Ok(Self { tls: Some(Box::new(tls)), wire });
             }
             stream.readable().await?;
             match tls.receive(stream) {
                 Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
                 Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
                     // The device is told why, as far as that can be done without waiting.
-                    tls.encrypt().and_then(|()| tls.flush(stream)).ok();
+                    tls.encrypt(&mut wire).and_then(|()| tls.flush(stream)).ok();
                     return Err(error);
                 }
                 Ok(_) | Err(_) => {}
@@ -72,12 +69,12 @@ impl Transport {
 
     /// Whether it is TLS.
     pub(super) fn is_tls(&self) -> bool {
-        self.0.is_some()
+        self.tls.is_some()
     }
 
     /// The certificate of the device, if it has shown one.
     pub(super) fn certificate(&self) -> Option<&CertificateDer<'static>> {
-        self.0.as_ref()?.connection.peer_certificates()?.first()
+        self.tls.as_ref()?.connection.peer_certificates()?.first()
     }
 
     /// Writes as much as goes at once. With `mark` the kernel tells when that is acknowledged.
@@ -86,27 +83,27 @@ impl Transport {
         stream: &TcpStream,
         bytes: &[u8],
         mark: bool,
-    ) -> io::Result<Taken> {
-        let Some(tls) = &mut self.0 else {
+    ) -> io::Result<usize> {
+        let Some(tls) = &mut self.tls else {
             let bytes =
                 if mark { receipt::send_marked(stream, bytes) } else { stream.try_write(bytes) }?;
-            return Ok(Taken { bytes, wire: bytes });
+            self.wire += bytes as u64;
+            return Ok(bytes);
         };
         tls.flush(stream)?;
         let record = bytes.get(..RECORD_MAX).unwrap_or(bytes);
         tls.connection.writer().write_all(record)?;
         tls.marked = mark;
-        tls.encrypt()?;
-        let wire = tls.outgoing.len();
+        tls.encrypt(&mut self.wire)?;
         match tls.flush(stream) {
             Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
-            Ok(()) | Err(_) => Ok(Taken { bytes: record.len(), wire }),
+            Ok(()) | Err(_) => Ok(record.len()),
         }
     }
 
     /// Reads as much as there is and fits. `WouldBlock` when there is nothing.
     pub(super) fn read(&mut self, stream: &TcpStream, buffer: &mut [u8]) -> io::Result<usize> {
-        let Some(tls) = &mut self.0 else { return stream.try_read(buffer) };
+        let Some(tls) = &mut self.tls else { return stream.try_read(buffer) };
         loop {
             match tls.connection.reader().read(buffer) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -114,40 +111,46 @@ impl Transport {
             }
             tls.receive(stream)?;
             // Answers of TLS itself. An error shows at the next write.
-            tls.encrypt()?;
+            tls.encrypt(&mut self.wire)?;
             tls.flush(stream).ok();
         }
     }
 
     /// Has the kernel take more of what waits. `WouldBlock` while there is some left.
     pub(super) fn flush(&mut self, stream: &TcpStream) -> io::Result<()> {
-        self.0.as_mut().map_or(Ok(()), |tls| tls.flush(stream))
+        self.tls.as_mut().map_or(Ok(()), |tls| tls.flush(stream))
+    }
+
+    /// Bytes for the wire since the connection was accepted, those that wait here included: the offset
+    /// of the end of what was written last.
+    pub(super) fn wire(&self) -> u64 {
+        self.wire
     }
 
     /// How much waits for the kernel.
     pub(super) fn pending(&self) -> usize {
-        self.0.as_ref().map_or(0, |tls| tls.outgoing.len())
+        self.tls.as_ref().map_or(0, |tls| tls.outgoing.len())
     }
 
     /// Since when the kernel has taken nothing of what waits.
     pub(super) fn stuck_since(&self) -> Option<Instant> {
-        self.0.as_ref()?.stuck_since
+        self.tls.as_ref()?.stuck_since
     }
 
     /// Says goodbye, as far as that can be done without waiting.
     pub(super) fn close(&mut self, stream: &TcpStream) {
-        if let Some(tls) = &mut self.0 {
+        if let Some(tls) = &mut self.tls {
             tls.connection.send_close_notify();
-            tls.encrypt().and_then(|()| tls.flush(stream)).ok();
+            tls.encrypt(&mut self.wire).and_then(|()| tls.flush(stream)).ok();
         }
     }
 }
 
 impl Tls {
-    /// Makes records of what is to be said.
-    fn encrypt(&mut self) -> io::Result<()> {
+    /// Makes records of what is to be said; adds their length to `wire`.
+    fn encrypt(&mut self, wire: &mut u64) -> io::Result<()> {
         while self.connection.wants_write() {
-            self.connection.write_tls(&mut self.outgoing)?;
+            *wire += self.connection.write_tls(&mut self.outgoing)? as u64;
         }
         Ok(())
     }
