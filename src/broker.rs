@@ -8,7 +8,7 @@ mod acks;
 pub mod client;
 mod connection;
 mod consumer;
-mod decode;
+pub(crate) mod decode;
 mod drain;
 mod intake;
 mod jobs;

@@ -45,3 +45,6 @@ pub mod cli;
 
 mod systemd;
 mod watched;
+
+#[cfg(fuzzing)]
+pub mod fuzz;

@@ -9,8 +9,8 @@ mod channel;
 pub(crate) mod chat;
 mod line;
 mod partial;
-#[cfg(test)]
-mod recorder;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod recorder;
 pub(crate) mod topic;
 
 use std::fmt;

@@ -1,14 +1,16 @@
-//! A `Port` that writes down what is asked of it, and what the tests of protocols share.
+//! A `Port` that writes down what is asked of it, and what the tests of protocols share. Fuzzing uses
+//! it, too.
 
 use std::collections::BTreeMap;
 
+#[cfg(test)]
 use proptest::prelude::*;
 
 use super::*;
 
 /// What a device asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Asked {
+pub(crate) enum Asked {
     Line(Vec<u8>),
     Reply(Vec<u8>),
     Join(String),
@@ -18,7 +20,7 @@ pub(super) enum Asked {
 }
 
 /// What of it is sent back to the device.
-pub(super) fn replies(asked: &[Asked]) -> Vec<&[u8]> {
+pub(crate) fn replies(asked: &[Asked]) -> Vec<&[u8]> {
     let mut replies = Vec::new();
     for asked in asked {
         if let Asked::Reply(frame) = asked {
@@ -30,12 +32,12 @@ pub(super) fn replies(asked: &[Asked]) -> Vec<&[u8]> {
 
 /// Writes down what a device asks for.
 #[derive(Debug, Default)]
-pub(super) struct Recorder {
-    pub(super) asked: Vec<Asked>,
+pub(crate) struct Recorder {
+    pub(crate) asked: Vec<Asked>,
     /// How many others are in a group, and whether the device is.
-    pub(super) groups: BTreeMap<String, (usize, bool)>,
+    pub(crate) groups: BTreeMap<String, (usize, bool)>,
     /// Why nothing can be joined.
-    pub(super) refusal: Option<Reason>,
+    pub(crate) refusal: Option<Reason>,
 }
 
 impl Port for Recorder {
@@ -84,7 +86,8 @@ impl Port for Recorder {
 }
 
 /// What a protocol asks for when it is fed these pieces, and how that ends.
-pub(super) fn fed(
+#[cfg(test)]
+pub(crate) fn fed(
     mut protocol: impl Protocol,
     pieces: &[&[u8]],
 ) -> (Vec<Asked>, Result<(), Broken>) {
@@ -94,7 +97,8 @@ pub(super) fn fed(
 }
 
 /// `bytes` in the pieces that `cuts` make of them.
-pub(super) fn pieces<'a>(bytes: &'a [u8], cuts: &[usize]) -> Vec<&'a [u8]> {
+#[cfg(test)]
+pub(crate) fn pieces<'a>(bytes: &'a [u8], cuts: &[usize]) -> Vec<&'a [u8]> {
     let mut cuts: Vec<usize> =
         cuts.iter().map(|cut| *cut.min(&bytes.len())).chain([0, bytes.len()]).collect();
     cuts.sort_unstable();
@@ -102,7 +106,8 @@ pub(super) fn pieces<'a>(bytes: &'a [u8], cuts: &[usize]) -> Vec<&'a [u8]> {
 }
 
 /// Several of these, one after the other, cut somewhere.
-pub(super) fn in_pieces(
+#[cfg(test)]
+pub(crate) fn in_pieces(
     one: impl Strategy<Value = Vec<u8>>,
 ) -> impl Strategy<Value = (Vec<u8>, Vec<usize>)> {
     let bytes = prop::collection::vec(one, 0..20).prop_map(|several| several.concat());
