@@ -51,10 +51,11 @@ fn first_version(bytes: &[u8]) -> Result<Look, Reason> {
     };
     let length = end + 1;
     let line = bytes.get(..length).unwrap_or_default();
-    let header = v1::Header::try_from(line).map_err(|error| malformed(&error))?;
-    if header.header.len() != length {
-        return Err("expected a PROXY header that ends with CR LF".into());
+    // `ppp` takes a CR for a space, and a space before the LF for a CR.
+    if memchr::memchr(b'\r', line) != end.checked_sub(1) {
+        return Err("expected a PROXY header that ends with CR LF, and no other CR".into());
     }
+    let header = v1::Header::try_from(line).map_err(|error| malformed(&error))?;
     let source = match header.addresses {
         v1::Addresses::Tcp4(it) => Some((it.source_address, it.source_port).into()),
         v1::Addresses::Tcp6(it) => Some((it.source_address, it.source_port).into()),
@@ -158,6 +159,12 @@ mod tests {
         assert!(look(b"PROXY TCP4 10.1.2.3 10.0.0.1 4711 8123\n\r\n").is_err());
         assert!(look(b"PROXY UNKNOWN\n").is_err());
         assert!(look(b"PROXY UNKNOWN\rx\n").is_err());
+        assert!(look(b"PROXY TCP4 10.1.2.3 10.0.0.1 4711 8123 \n").is_err());
+    }
+
+    #[test]
+    fn a_carriage_return_separates_nothing() {
+        assert!(look(b"PROXY TCP4\r10.1.2.3\r10.0.0.1\r4711\r8123\r\n").is_err());
     }
 
     proptest! {
