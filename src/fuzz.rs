@@ -6,6 +6,7 @@
 
 use std::collections::HashSet;
 use std::io::Cursor;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::LazyLock;
 use std::time::Duration;
 
@@ -93,15 +94,8 @@ pub fn proxy(input: &[u8]) {
         Ok(proxy::Look::Header { length, source }) => {
             assert!((1..=proxy::HEADER_MAX.min(bytes.len())).contains(&length), "{length}");
             let header = &bytes[..length];
-            if header.starts_with(b"PROXY ") {
-                assert!(header.ends_with(b"\r\n"));
-                assert_eq!(memchr::memchr(b'\n', header), Some(length - 1));
-            } else {
-                let rest = u16::from_be_bytes([header[14], header[15]]);
-                assert_eq!(length, 16 + usize::from(rest));
-                // Only a proxy that hands a connection on says where it comes from.
-                assert!(source.is_none() || header[12] == 0x21);
-            }
+            let read = if header.starts_with(b"PROXY ") { line_source } else { binary_source };
+            assert_eq!(source, read(header));
             let expected = if cut < length {
                 proxy::Look::More
             } else {
@@ -117,6 +111,31 @@ pub fn proxy(input: &[u8]) {
             check_reason(&reason);
             assert!(matches!(beginning, Ok(proxy::Look::More) | Err(_)), "{beginning:?}");
         }
+    }
+}
+
+/// Where a connection comes from by a PROXY header of version 1.
+fn line_source(header: &[u8]) -> Option<SocketAddr> {
+    let Some(line) = header.strip_suffix(b"\r\n") else { panic!("no CR LF") };
+    assert!(!line.iter().any(|byte| matches!(byte, b'\r' | b'\n')));
+    let fields: Vec<&str> = str::from_utf8(line).ok()?.split(' ').collect();
+    let [_, "TCP4" | "TCP6", ip, _, port, _] = fields[..] else { return None };
+    Some((ip.parse::<IpAddr>().ok()?, port.parse().ok()?).into())
+}
+
+/// Where a connection comes from by a PROXY header of version 2.
+fn binary_source(header: &[u8]) -> Option<SocketAddr> {
+    let (head, rest) = header.split_at(16);
+    assert_eq!(usize::from(u16::from_be_bytes([head[14], head[15]])), rest.len());
+    // Only a proxy that hands a connection on says where it comes from.
+    if head[12] != 0x21 {
+        return None;
+    }
+    let port = |at: usize| u16::from_be_bytes([rest[at], rest[at + 1]]);
+    match head[13] >> 4 {
+        1 => Some((<[u8; 4]>::try_from(&rest[..4]).ok()?, port(8)).into()),
+        2 => Some((<[u8; 16]>::try_from(&rest[..16]).ok()?, port(32)).into()),
+        _ => None,
     }
 }
 
