@@ -11,8 +11,7 @@ use tokio::net::TcpStream;
 use tracing::{debug, info};
 
 use super::door::{Door, Refusal, Who};
-use super::receipt;
-use super::transport::Transport;
+use super::transport::{Socket, Transport};
 use crate::access::gate::{Full, Ticket};
 use crate::access::tokens::{Checked, Tokens};
 use crate::access::{hello, proxy, tls};
@@ -27,10 +26,7 @@ pub(super) struct Known {
     pub(super) address: Address,
     /// Where it comes from, behind the proxy if there is one.
     pub(super) peer: SocketAddr,
-    pub(super) stream: TcpStream,
-    pub(super) transport: Transport,
-    /// Whether the kernel tells what the device acknowledges.
-    pub(super) provable: bool,
+    pub(super) socket: Socket,
     /// What the device has sent behind its hello.
     pub(super) rest: Vec<u8>,
     pub(super) place: Ticket,
@@ -64,23 +60,24 @@ impl Door {
         stream: TcpStream,
         proxy: SocketAddr,
     ) -> Result<Known, Refusal> {
-        let provable = is_provable(&stream, proxy);
-        let peer =
-            if self.proxies.contain(proxy.ip()) { source(&stream, proxy).await? } else { proxy };
-        let place = self.place(peer)?;
-        let transport = match &self.tls {
-            None => Transport::default(),
-            Some(tls) => {
-                let config = tls.get();
-                let accepted = Transport::accept(&stream, (*config).clone()).await;
-                accepted.map_err(|error| no_tls(peer, &error))?
-            }
+        let mut socket = Socket::new(stream);
+        let peer = if self.proxies.contain(proxy.ip()) {
+            source(&socket.stream, proxy).await?
+        } else {
+            proxy
         };
-        let mut line = Line { stream, transport, heard: Vec::new() };
+        let place = self.place(peer)?;
+        if let Some(tls) = &self.tls {
+            let config = (*tls.get()).clone();
+            let accepted = Transport::accept(&socket.stream, config).await;
+            socket.transport = accepted.map_err(|error| no_tls(peer, &error))?;
+        }
+        let mut line = Line { socket, heard: Vec::new() };
         let address = match &self.who {
             Who::Ip | Who::Peer => self.name_of(peer),
             Who::Certificate(which) => {
-                let name = line.transport.certificate().and_then(|it| tls::name_in(it, *which));
+                let name =
+                    line.socket.transport.certificate().and_then(|it| tls::name_in(it, *which));
                 let name = name.ok_or("the certificate has no such name".into());
                 name.and_then(|name| Address::parse(&name)).map_err(|reason| {
                     info!(%peer, %reason, "connection refused: no name in its certificate.");
@@ -103,27 +100,14 @@ impl Door {
                 }
             },
         };
-        let Line { stream, transport, heard: rest } = line;
-        Ok(Known { address, peer, stream, transport, provable, rest, place })
-    }
-}
-
-/// Has the kernel tell what the device acknowledges, if it can. Offsets count from here, so this comes
-/// before anything is written.
-pub(super) fn is_provable(stream: &TcpStream, peer: SocketAddr) -> bool {
-    match receipt::prepare(stream) {
-        Ok(()) => true,
-        Err(error) => {
-            debug!(%peer, %error, "cannot learn what the device acknowledges.");
-            false
-        }
+        let Line { socket, heard: rest } = line;
+        Ok(Known { address, peer, socket, rest, place })
     }
 }
 
 /// A connection whose device is not known yet.
 struct Line {
-    stream: TcpStream,
-    transport: Transport,
+    socket: Socket,
     /// What has come and is not used up.
     heard: Vec<u8>,
 }
@@ -161,16 +145,17 @@ impl Line {
     }
 
     async fn read(&mut self) -> Result<(), Refusal> {
+        let Socket { stream, transport, .. } = &mut self.socket;
         let mut buffer = [0; READ_BYTES];
         loop {
-            match self.transport.read(&self.stream, &mut buffer) {
+            match transport.read(stream, &mut buffer) {
                 Ok(0) => return Err(Refusal::Left),
                 Ok(count) => {
                     self.heard.extend_from_slice(buffer.get(..count).unwrap_or_default());
                     return Ok(());
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.stream.readable().await.map_err(|_| Refusal::Left)?;
+                    stream.readable().await.map_err(|_| Refusal::Left)?;
                 }
                 Err(_) => return Err(Refusal::Left),
             }
@@ -178,17 +163,18 @@ impl Line {
     }
 
     async fn say(&mut self, mut bytes: &[u8]) -> Result<(), Refusal> {
+        let Socket { stream, transport, .. } = &mut self.socket;
         loop {
             let done = if bytes.is_empty() {
-                self.transport.flush(&self.stream).map(|()| 0)
+                transport.flush(stream).map(|()| 0)
             } else {
-                self.transport.write(&self.stream, bytes, false)
+                transport.write(stream, bytes, false)
             };
             match done {
                 Ok(0) => return Ok(()),
                 Ok(taken) => bytes = bytes.get(taken..).unwrap_or_default(),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.stream.writable().await.map_err(|_| Refusal::Left)?;
+                    stream.writable().await.map_err(|_| Refusal::Left)?;
                 }
                 Err(_) => return Err(Refusal::Left),
             }

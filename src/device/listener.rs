@@ -18,11 +18,11 @@ use tracing::{debug, info, warn};
 
 use super::Devices;
 use super::door::{Door, Refusal, Tickets};
-use super::handshake::{Known, is_provable};
+use super::handshake::Known;
 use super::options::Options;
 use super::registry::NotAdmitted;
 use super::session::Session;
-use super::transport::Transport;
+use super::transport::Socket;
 use crate::access::gate::flapping::Flapping;
 use crate::access::gate::rate::AcceptRate;
 use crate::access::gate::unknown::UnknownTicket;
@@ -147,10 +147,9 @@ impl Listener {
             return;
         }
         let known = self.door.place(peer).map(|place| {
-            let (transport, rest) = (Transport::default(), Vec::new());
-            let provable = is_provable(&stream, peer);
             let address = self.door.name_of(peer);
-            Known { address, peer, stream, transport, provable, rest, place }
+            let (socket, rest) = (Socket::new(stream), Vec::new());
+            Known { address, peer, socket, rest, place }
         });
         match known {
             Ok(known) => self.door.admit(known, total, hall),
@@ -188,9 +187,8 @@ impl Door {
     ) {
         let admitted = self.place(peer).and_then(|place| {
             let total = hall.total.enter().ok_or(Refusal::Total)?;
-            let (address, transport) = (self.name_of(peer), Transport::default());
-            let provable = is_provable(&stream, peer);
-            Ok((Known { address, peer, stream, transport, provable, rest, place }, total))
+            let (address, socket) = (self.name_of(peer), Socket::new(stream));
+            Ok((Known { address, peer, socket, rest, place }, total))
         });
         match admitted {
             Ok((known, total)) => self.admit(known, total, hall),
@@ -200,7 +198,7 @@ impl Door {
 
     /// Makes a session of a connection whose device is known.
     fn admit(&self, known: Known, total: TotalTicket, hall: &Hall) {
-        let Known { address, peer, stream, transport, provable, rest, place } = known;
+        let Known { address, peer, socket, rest, place } = known;
         let devices = &hall.devices;
         let flaps = |flapping: &Flapping| !flapping.may_connect(&address, Instant::now());
         if self.flapping.as_ref().is_some_and(flaps) {
@@ -212,7 +210,7 @@ impl Door {
         let rules = Arc::clone(&self.rules);
         // Registered first, spawned then: a session that ends at once finds its own entry to remove.
         let session = devices.registry.admit(devices, address, self.second, |address, epoch| {
-            Session::new(address, epoch, peer, stream, transport, provable, tickets, rules)
+            Session::new(address, epoch, peer, socket, tickets, rules)
         });
         match session {
             Ok(session) => {

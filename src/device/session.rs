@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use super::lane::{Lane, Waits};
 use super::outbox::Outbox;
 use super::proofs::Proofs;
-use super::transport::Transport;
+use super::transport::{Socket, Transport};
 use super::{Devices, EndReason, Rules, Tickets, receipt};
 use crate::clock::Moment;
 use crate::command::{Address, Confirm, IfOffline, Outcome, Reason};
@@ -121,12 +121,11 @@ impl Session {
         address: Address,
         epoch: u64,
         peer: SocketAddr,
-        stream: TcpStream,
-        transport: Transport,
-        provable: bool,
+        socket: Socket,
         tickets: Tickets,
         rules: Arc<Rules>,
     ) -> Self {
+        let Socket { stream, transport, provable } = socket;
         let now = Moment::now();
         let mut proofs = Proofs::new();
         // What was said before it was known who the device is counts, too.

@@ -11,6 +11,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::{ServerConfig, ServerConnection};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
+use tracing::debug;
 
 use super::receipt;
 
@@ -23,6 +24,27 @@ pub(super) struct Transport {
     tls: Option<Box<Tls>>,
     /// Bytes for the wire since the connection was accepted, those that wait here included.
     wire: u64,
+}
+
+/// A connection's socket, and how it is spoken on.
+#[derive(Debug)]
+pub(super) struct Socket {
+    pub(super) stream: TcpStream,
+    pub(super) transport: Transport,
+    /// Whether the kernel tells what the device acknowledges.
+    pub(super) provable: bool,
+}
+
+impl Socket {
+    /// A plain one on which nothing has been said. Has the kernel tell what is acknowledged, if it
+    /// can: offsets count from here.
+    pub(super) fn new(stream: TcpStream) -> Self {
+        let prepared = receipt::prepare(&stream);
+        if let Err(error) = &prepared {
+            debug!(%error, "cannot learn what a device acknowledges.");
+        }
+        Self { stream, transport: Transport::default(), provable: prepared.is_ok() }
+    }
 }
 
 #[derive(Debug)]
