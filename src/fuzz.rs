@@ -221,7 +221,7 @@ fn fed(wire: &Wire, id: &str, bytes: &[u8], cut: usize) -> (Vec<Asked>, Result<(
         let (mut protocol, mut port) = (wire.begin(id), Recorder::default());
         port.groups.insert("a".into(), (3, false));
         let end = pieces.iter().try_for_each(|piece| protocol.feed(piece, &mut port));
-        let is_amid = end.is_ok() && protocol.is_amid();
+        let is_amid = end.is_ok() && protocol.amid().is_some();
         (port.asked, end, is_amid)
     });
     assert_eq!(whole, halves, "cut after {} bytes", head.len());
