@@ -23,7 +23,7 @@ impl Session {
         if shared.closed || shared.end.is_some() {
             return Err(order);
         }
-        let order = match self.word(order) {
+        let order = match self.rules.word(order, self.provable) {
             Ok(order) => order,
             Err((order, reason)) => return Ok(Offer::Refused(order, reason)),
         };

@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::answers;
+use crate::command::{Confirm, Reason};
+use crate::order::Order;
 use crate::protocol::{Content, Frame, Payload, Wire};
 use crate::settings::{Listener, Protocol};
 
@@ -51,6 +53,37 @@ impl Rules {
             heartbeat: heartbeat.and_then(|line| wire.encode(&Payload::new(line)).ok()),
             uplink: device.uplink.is_on(),
             wire,
+        }
+    }
+}
+
+impl Rules {
+    /// Puts `order` in the format of a device, of which it is known whether its acknowledgements can be
+    /// `provable`; else gives it back with the reason why it cannot be for it.
+    pub(super) fn word(&self, mut order: Order, provable: bool) -> Result<Order, (Order, Reason)> {
+        let has_id = order.facts.origin.id.is_some();
+        let reason = match order.command().confirm {
+            Confirm::Received if !provable => Some(
+                "confirm: `received` needs a system that can tell what a device's TCP stack has \
+                 acknowledged, and this one cannot",
+            ),
+            Confirm::Answered if !self.wire.has_answers() => {
+                Some("confirm: `answered` is not possible in the wire format of this device")
+            }
+            Confirm::Answered if self.answer.with_ids() && !has_id => {
+                Some("id: missing; devices name the command they answer by its id")
+            }
+            Confirm::Written | Confirm::Received | Confirm::Answered => None,
+        };
+        if let Some(reason) = reason {
+            return Err((order, reason.into()));
+        }
+        match order.command().spoken.in_wire(&self.wire) {
+            Ok(frame) => {
+                order.frame = Some(frame);
+                Ok(order)
+            }
+            Err(reason) => Err((order, reason)),
         }
     }
 }

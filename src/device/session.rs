@@ -213,7 +213,7 @@ impl Session {
         if shared.closed {
             return Err(order);
         }
-        let order = match self.word(order) {
+        let order = match self.rules.word(order, self.provable) {
             Ok(order) => order,
             Err((order, reason)) => return Ok(Offer::Refused(order, reason)),
         };
@@ -246,36 +246,6 @@ impl Session {
         devices.lanes_changed(1);
         self.wake.notify_one();
         Ok(Offer::Waiting)
-    }
-
-    /// Puts `order` in this device's format; else gives it back with the reason why it cannot be for
-    /// this device.
-    pub(super) fn word(&self, mut order: Order) -> Result<Order, (Order, Reason)> {
-        let rules = &self.rules;
-        let has_id = order.facts.origin.id.is_some();
-        let reason = match order.command().confirm {
-            Confirm::Received if !self.provable => Some(
-                "confirm: `received` needs a system that can tell what a device's TCP stack has \
-                 acknowledged, and this one cannot",
-            ),
-            Confirm::Answered if !rules.wire.has_answers() => {
-                Some("confirm: `answered` is not possible in the wire format of this device")
-            }
-            Confirm::Answered if rules.answer.with_ids() && !has_id => {
-                Some("id: missing; devices name the command they answer by its id")
-            }
-            Confirm::Written | Confirm::Received | Confirm::Answered => None,
-        };
-        if let Some(reason) = reason {
-            return Err((order, reason.into()));
-        }
-        match order.command().spoken.in_wire(&rules.wire) {
-            Ok(frame) => {
-                order.frame = Some(frame);
-                Ok(order)
-            }
-            Err(reason) => Err((order, reason)),
-        }
     }
 
     /// Writes `order` without letting it wait. Gives it back, with the number of bytes that the
@@ -387,7 +357,7 @@ impl Session {
         let mut shared = self.lock();
         shared.hold.parked = devices.parking.gates(&self.address);
         for order in orders {
-            match self.word(order) {
+            match self.rules.word(order, self.provable) {
                 Ok(order) => shared.lane.push(order, 0, now),
                 Err((order, reason)) => {
                     devices.lanes_changed(-1);
