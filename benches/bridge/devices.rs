@@ -16,7 +16,7 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(600);
 pub(crate) enum Request {
     /// Connect so many more devices, all at once.
     Connect { port: u16, count: usize },
-    /// Receive so many commands, numbered from 0, then report.
+    /// Receive so many commands, numbered from 0 since the last connect, then report.
     Receive { count: u64 },
 }
 

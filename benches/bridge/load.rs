@@ -3,6 +3,7 @@
 //!
 //! Command `number` goes to device `number % devices`, the device's address is made from its place, and the
 //! line carries the number, so a device knows of each line whether it is the very one that comes next to it.
+//! A command that is shared, for all of them, has a number of its own kind: every device has each of these once.
 
 use std::{
     io::Write,
@@ -12,12 +13,16 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-use crate::{clock::wait_until, publisher::Publisher};
+use crate::{
+    clock::{now_us, wait_until},
+    publisher::Publisher,
+};
 
 /// The queue of the benchmark.
 pub(crate) const QUEUE: &str = "bench";
 
 const CMD: &str = "SET OUT1 ON ";
+const SHARED: &str = "SET OUT1 OFF ";
 /// Devices with the same third byte of their address, 1 to 250 in the fourth.
 const A_SUBNET: usize = 250;
 
@@ -37,13 +42,14 @@ pub(crate) fn address(place: usize) -> Result<IpAddr> {
 pub(crate) struct Load {
     addresses: Vec<IpAddr>,
     published: u64,
+    shared: u64,
     body: Vec<u8>,
 }
 
 impl Load {
     pub(crate) fn for_devices(count: usize) -> Result<Self> {
         let addresses = (0..count).map(address).collect::<Result<_>>()?;
-        Ok(Self { addresses, published: 0, body: Vec::with_capacity(128) })
+        Ok(Self { addresses, published: 0, shared: 0, body: Vec::with_capacity(128) })
     }
 
     /// Publishes the next command. A command that is timed carries the time at which it is meant to be sent.
@@ -64,6 +70,26 @@ impl Load {
         publisher.publish(QUEUE, &self.body)
     }
 
+    /// Publishes a command for all devices, whose receipts go to the queue `reply_to`; it carries the time at which
+    /// it is sent, which is the answer.
+    pub(crate) fn publish_shared(
+        &mut self,
+        publisher: &mut Publisher,
+        id: &str,
+        reply_to: &str,
+    ) -> Result<u64> {
+        let (number, sent_us) = (self.shared, now_us());
+        self.body.clear();
+        write!(
+            self.body,
+            r#"{{"broadcast":true,"id":"{id}","cmd":"{SHARED}{number:07} {sent_us}"}}"#
+        )?;
+        self.shared += 1;
+        publisher.publish_for_receipts(QUEUE, &self.body, reply_to)?;
+        publisher.flush()?;
+        Ok(sent_us)
+    }
+
     /// Fills the queue and waits until all of it is there; a consumer that is paused holds up to `held` of it.
     pub(crate) fn fill(&mut self, publisher: &mut Publisher, count: u64, held: u16) -> Result<()> {
         for _ in 0..count {
@@ -80,34 +106,49 @@ impl Load {
     }
 }
 
-/// Checks what the devices receive: each line is the one that comes next at its device.
+/// Checks what the devices receive: each line is the one that comes next at its device, among its own or among
+/// the shared ones.
 #[derive(Debug)]
 pub(crate) struct Check {
     next: Vec<u64>,
+    next_shared: Vec<u64>,
 }
 
 impl Check {
     pub(crate) fn for_devices(count: usize) -> Self {
-        Self { next: (0..count as u64).collect() }
+        Self { next: (0..count as u64).collect(), next_shared: vec![0; count] }
     }
 
     /// Takes a line as the device at `place` received it; the intended time, if the command carries one.
     pub(crate) fn line(&mut self, place: usize, line: &[u8]) -> Result<Option<u64>> {
-        let (number, time) = parse(line).with_context(|| {
+        let Line { shared, number, time } = parse(line).with_context(|| {
             format!("device {place} received {:?}, not a command", String::from_utf8_lossy(line))
         })?;
-        let next = self.next[place];
-        ensure!(number == next, "device {place} received command {number} where {next} comes next");
-        self.next[place] += self.next.len() as u64;
+        let (next, step, kind) = if shared {
+            (&mut self.next_shared[place], 1, "shared command")
+        } else {
+            let step = self.next.len() as u64;
+            (&mut self.next[place], step, "command")
+        };
+        ensure!(number == *next, "device {place} received {kind} {number} where {next} comes next");
+        *next += step;
         Ok(time)
     }
 }
 
-/// The number and the time of a line; its end must be there.
-fn parse(line: &[u8]) -> Option<(u64, Option<u64>)> {
-    let rest = line.strip_prefix(CMD.as_bytes())?.strip_suffix(b"\r\n")?;
+/// What a line says.
+struct Line {
+    shared: bool,
+    number: u64,
+    time: Option<u64>,
+}
+
+/// Reads a line; its end must be there.
+fn parse(line: &[u8]) -> Option<Line> {
+    let own = line.strip_prefix(CMD.as_bytes());
+    let rest = own.or_else(|| line.strip_prefix(SHARED.as_bytes()))?.strip_suffix(b"\r\n")?;
     let mut fields = std::str::from_utf8(rest).ok()?.split(' ');
     let number = fields.next()?.parse().ok()?;
     let time = fields.next().map(str::parse).transpose().ok()?;
-    fields.next().is_none().then_some((number, time))
+    fields.next().is_none().then_some(Line { shared: own.is_none(), number, time })
 }

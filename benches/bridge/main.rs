@@ -12,12 +12,14 @@ mod connections;
 mod consumer;
 mod devices;
 mod drain;
+mod group;
 mod latency;
 mod load;
 mod machine;
 mod options;
 mod process;
 mod publisher;
+mod receipts;
 mod report;
 mod simulator;
 mod stats;
@@ -78,6 +80,7 @@ fn measure(broker: &Broker, options: &Options) -> Result<Report> {
         latency: Vec::new(),
         connect: Vec::new(),
         memory: None,
+        group: None,
         targets: Vec::new(),
     };
     // A new broker is slower for its first second.
@@ -113,6 +116,11 @@ fn measure(broker: &Broker, options: &Options) -> Result<Report> {
         let memory = connections::memory(broker)?;
         progress(&format!("memory: {:.2} KiB for an idle device", memory.kib_per_device));
         report.memory = Some(memory);
+    }
+    if options.wants(Part::Group) {
+        let group = group::measure(broker, 10_000, options.runs())?;
+        progress(&group.summary());
+        report.group = Some(group);
     }
     report.judge();
     Ok(report)

@@ -70,6 +70,8 @@ pub(crate) enum Part {
     Memory,
     /// Many devices connecting at once
     Connect,
+    /// One command for all of many devices
+    Group,
 }
 
 impl Options {

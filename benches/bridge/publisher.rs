@@ -37,8 +37,9 @@ const QUEUE_PURGE_OK: Method = (50, 31);
 const PUBLISH: Method = (60, 40);
 
 const DURABLE: u8 = 0b10;
-/// Properties that are present: content type and delivery mode.
+/// Properties that are present: content type and delivery mode, and where receipts are wanted reply-to.
 const PROPERTIES: u16 = 1 << 15 | 1 << 12;
+const REPLY_TO: u16 = 1 << 9;
 const TRANSIENT: u8 = 1;
 
 /// A connection that publishes to one queue through the default exchange.
@@ -105,9 +106,25 @@ impl Publisher {
 
     /// Publishes a transient message. It may stay here until `flush`.
     pub(crate) fn publish(&mut self, queue: &str, body: &[u8]) -> Result<()> {
+        self.publish_with(queue, body, None)
+    }
+
+    /// The same for a message whose receipts go to the queue `reply_to`.
+    pub(crate) fn publish_for_receipts(
+        &mut self,
+        queue: &str,
+        body: &[u8],
+        reply_to: &str,
+    ) -> Result<()> {
+        self.publish_with(queue, body, Some(reply_to))
+    }
+
+    fn publish_with(&mut self, queue: &str, body: &[u8], reply_to: Option<&str>) -> Result<()> {
         self.send(CHANNEL, Arguments::of(PUBLISH).word(0).short("").short(queue).octet(0));
         let header = Arguments::of((PUBLISH.0, 0)).long(0).long(u32::try_from(body.len())?);
-        let header = header.word(PROPERTIES).short("application/json").octet(TRANSIENT);
+        let present = PROPERTIES | reply_to.map_or(0, |_| REPLY_TO);
+        let header = header.word(present).short("application/json").octet(TRANSIENT);
+        let header = reply_to.into_iter().fold(header, Arguments::short);
         frame(&mut self.batch, HEADER, CHANNEL, &header.0);
         frame(&mut self.batch, BODY, CHANNEL, body);
         if self.batch.len() >= BATCH { self.flush() } else { Ok(()) }

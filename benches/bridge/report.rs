@@ -7,6 +7,7 @@ use serde::Serialize;
 use crate::{
     connections::{ConnectReport, MemoryReport},
     drain::{CellReport, CpuOf, Side},
+    group::GroupReport,
     latency::LatencyReport,
     machine::Machine,
     stats::Spread,
@@ -24,6 +25,7 @@ pub(crate) struct Report {
     pub(crate) latency: Vec<LatencyReport>,
     pub(crate) connect: Vec<ConnectReport>,
     pub(crate) memory: Option<MemoryReport>,
+    pub(crate) group: Option<GroupReport>,
     pub(crate) targets: Vec<Target>,
 }
 
@@ -161,6 +163,7 @@ impl fmt::Display for Report {
         self.write_rates(f)?;
         self.write_latency(f)?;
         self.write_connections(f)?;
+        self.write_group(f)?;
         self.write_targets(f)
     }
 }
@@ -251,6 +254,26 @@ impl Report {
             f,
             "User memory of rabbitline for an idle device",
             ["KiB/device", "from", "to"],
+            rows.collect(),
+        )
+    }
+
+    fn write_group(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let rows = self.group.iter().map(|group| {
+            [
+                group.devices.to_string(),
+                format!("{:.0}", group.first_line_ms),
+                format!("{:.0}", group.last_line_ms),
+                format!("{:.0}", group.last_receipt_ms),
+                format!("{:.0}", group.summary_ms),
+                format!("{:.1}", group.cpu_us),
+            ]
+        });
+        write_table(
+            f,
+            "One command for all devices: milliseconds from its publication\n\
+             (CPU: microseconds a device of the bridge, its receipt included)",
+            ["devices", "first line", "last line", "last receipt", "summary", "CPU"],
             rows.collect(),
         )
     }
