@@ -22,6 +22,8 @@ use crate::{
 
 /// A bridge that is not ready after this long never will be.
 const START_LIMIT: Duration = Duration::from_secs(30);
+/// What is logged of a listener that is bound.
+const LISTENING: &str = "listening for devices";
 const POLL: Duration = Duration::from_millis(2);
 
 const LIMIT_PROGRAM: &str = concat!(env!("CARGO_TARGET_TMPDIR"), "/limit_bridge");
@@ -72,14 +74,21 @@ impl Bridge {
         devices: usize,
     ) -> Result<Self> {
         match kind {
-            Kind::Rabbitline => Self::start_rabbitline(broker, prefetch, "written"),
-            Kind::Received => Self::start_rabbitline(broker, prefetch, "received"),
+            Kind::Rabbitline => Self::start_with(broker, prefetch, &[]),
+            Kind::Received => {
+                Self::start_with(broker, prefetch, &[("COMMAND_CONFIRM", "received")])
+            }
             Kind::LimitInC => Self::start_limit(broker, prefetch, devices),
         }
         .with_context(|| format!("{}, prefetch {prefetch}, {devices} devices", kind.label()))
     }
 
-    fn start_rabbitline(broker: &Broker, prefetch: u16, confirm: &str) -> Result<Self> {
+    /// Starts `rabbitline` with these settings beside those that all have.
+    pub(crate) fn start_with(
+        broker: &Broker,
+        prefetch: u16,
+        settings: &[(&str, &str)],
+    ) -> Result<Self> {
         let log = broker.files().join("rabbitline.log");
         let mut process = Process::start(
             "bridge",
@@ -96,7 +105,7 @@ impl Bridge {
                 .envs([("DEVICE_LISTEN", "127.0.0.1:0"), ("HTTP_LISTEN", "127.0.0.1:0")])
                 .env("MQ_PORT", broker.port.to_string())
                 .env("MQ_PREFETCH", prefetch.to_string())
-                .env("COMMAND_CONFIRM", confirm)
+                .envs(settings.iter().copied())
                 .stdin(Stdio::null())
                 .stdout(Stdio::null())
                 .stderr(File::create(&log)?),
@@ -104,8 +113,8 @@ impl Bridge {
         let (mut devices, mut http) = (None, None);
         wait_until("the bridge listens", POLL, START_LIMIT, || {
             process.must_run().with_context(|| said(&log))?;
-            devices = logged_address(&log, "listening for devices")?;
-            http = logged_address(&log, "serving HTTP")?;
+            devices = logged_address(&log, LISTENING, Some("device"))?;
+            http = logged_address(&log, "serving HTTP", None)?;
             Ok(devices.is_some() && http.is_some())
         })
         .with_context(|| said(&log))?;
@@ -147,6 +156,20 @@ impl Bridge {
                 .with_context(|| said(&log))
             }
         }
+    }
+
+    /// The port of the listener with this name.
+    pub(crate) fn port_of(&self, listener: &str) -> Result<u16> {
+        let Readiness::Http { log, .. } = &self.readiness else {
+            bail!("the bridge in C has one listener")
+        };
+        let mut address = None;
+        wait_until("the bridge says all its ports", POLL, START_LIMIT, || {
+            address = logged_address(log, LISTENING, Some(listener))?;
+            Ok(address.is_some())
+        })
+        .with_context(|| said(log))?;
+        Ok(address.context("no address")?.port())
     }
 
     /// What it logged last, to say with an error.
@@ -204,18 +227,19 @@ pub(crate) fn compile_limit() -> Result<()> {
     Ok(())
 }
 
-/// The field `address` of the log line with this message.
-fn logged_address(log: &Path, message: &str) -> Result<Option<SocketAddr>> {
+/// The field `address` of the log line with this message, of this listener if it is about one.
+fn logged_address(log: &Path, message: &str, listener: Option<&str>) -> Result<Option<SocketAddr>> {
     #[derive(Deserialize)]
     struct Line {
         message: String,
+        listener: Option<String>,
         address: Option<SocketAddr>,
     }
     let text = fs::read_to_string(log)?;
     let lines = text.lines().filter(|line| line.contains(message));
     Ok(lines
         .filter_map(|line| serde_json::from_str::<Line>(line).ok())
-        .find(|line| line.message == message)
+        .find(|line| line.message == message && line.listener.as_deref() == listener)
         .and_then(|line| line.address))
 }
 

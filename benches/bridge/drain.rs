@@ -143,7 +143,11 @@ pub(crate) fn ready(
 ) -> Result<(Bridge, Devices)> {
     publisher.declare(QUEUE)?;
     publisher.purge(QUEUE)?;
-    let mut bridge = Bridge::start(kind, broker, prefetch, count)?;
+    with_devices(Bridge::start(kind, broker, prefetch, count)?, count)
+}
+
+/// A bridge that consumes, and its devices.
+pub(crate) fn with_devices(mut bridge: Bridge, count: usize) -> Result<(Bridge, Devices)> {
     let mut devices = Devices::start()?;
     devices.begin_connect(bridge.device_port, count)?;
     devices.connected()?;

@@ -12,7 +12,12 @@ use hdrhistogram::Histogram;
 use serde::Serialize;
 
 use crate::{
-    bridge::Kind, broker::Broker, clock::now_us, devices::Percentiles, drain::ready, load::Load,
+    bridge::{Bridge, Kind},
+    broker::Broker,
+    clock::now_us,
+    devices::{Devices, Percentiles},
+    drain::ready,
+    load::Load,
     publisher::Publisher,
 };
 
@@ -38,6 +43,10 @@ pub(crate) struct LatencyReport {
 }
 
 impl LatencyReport {
+    pub(crate) fn p50_p99(&self) -> (f64, f64) {
+        (self.latency_us.p50 as f64, self.latency_us.p99 as f64)
+    }
+
     /// One line for the progress of a run.
     pub(crate) fn summary(&self) -> String {
         let Plan { bridge, prefetch, rate, .. } = self.plan;
@@ -54,10 +63,22 @@ pub(crate) fn measure(broker: &Broker, plan: Plan) -> Result<LatencyReport> {
     let mut publisher = Publisher::connect(broker.port)?;
     let (bridge, mut devices) =
         ready(broker, &mut publisher, plan.bridge, plan.prefetch, plan.devices)?;
+    let mut load = Load::for_devices(plan.devices)?;
+    under(&mut load, &mut publisher, &bridge, &mut devices, plan)
+}
+
+/// Runs a bridge that has its devices under one load, which goes on where it was.
+pub(crate) fn under(
+    load: &mut Load,
+    publisher: &mut Publisher,
+    bridge: &Bridge,
+    devices: &mut Devices,
+    plan: Plan,
+) -> Result<LatencyReport> {
     let count = plan.rate * plan.seconds;
     devices.begin_receive(count)?;
     let cpu = bridge.process.cpu()?;
-    let late = publish_by_the_clock(&mut publisher, plan, count)?;
+    let late = publish_by_the_clock(load, publisher, plan.rate, count)?;
     let received = devices.received().with_context(|| bridge.said())?;
     let cpu = bridge.process.cpu()?.saturating_sub(cpu);
     Ok(LatencyReport {
@@ -70,16 +91,16 @@ pub(crate) fn measure(broker: &Broker, plan: Plan) -> Result<LatencyReport> {
 
 /// Publishes each command at its time; how late the kernel got them.
 fn publish_by_the_clock(
+    load: &mut Load,
     publisher: &mut Publisher,
-    plan: Plan,
+    rate: u64,
     count: u64,
 ) -> Result<Histogram<u64>> {
     // A sleeping thread is usually woken up to 50 µs late, to save power.
     rustix::thread::set_current_timer_slack(NonZeroU64::new(1))?;
-    let mut load = Load::for_devices(plan.devices)?;
     let mut late = Percentiles::histogram()?;
     let start = now_us() + 10_000;
-    let time_of = |number| start + number * 1_000_000 / plan.rate;
+    let time_of = |number| start + number * 1_000_000 / rate;
     let mut published = 0;
     while published < count {
         let now = now_us();

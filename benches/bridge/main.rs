@@ -2,8 +2,8 @@
 //!
 //! Everything is real but the devices' hardware: a private RabbitMQ node, the release build of `rabbitline`,
 //! and one TCP connection for each device, from its own loopback address. The limits are measured in the same
-//! run and in the same way, so that the figures mean something on any machine. `drain`, `latency` and
-//! `connections` say how each figure is taken; `load` what is sent.
+//! run and in the same way, so that the figures mean something on any machine. `drain`, `latency`, `connections`,
+//! `group` and `flood` say how each figure is taken; `load` what is sent.
 
 mod bridge;
 mod broker;
@@ -12,6 +12,8 @@ mod connections;
 mod consumer;
 mod devices;
 mod drain;
+mod flood;
+mod flooders;
 mod group;
 mod latency;
 mod load;
@@ -32,6 +34,7 @@ use clap::Parser;
 use bridge::Kind;
 use broker::Broker;
 use drain::{Cell, Side};
+use flood::Front;
 use latency::Plan;
 use options::{Options, Part, Role};
 use report::{ConsumerReport, Report};
@@ -48,6 +51,7 @@ fn main() -> Result<()> {
         Some(Role::BareConsumer { port, prefetch, count }) => {
             return consumer::run(port, prefetch, count);
         }
+        Some(Role::Flooders { port }) => return flooders::run(port),
         None => {}
     }
     process::end_with_signals()?;
@@ -81,6 +85,7 @@ fn measure(broker: &Broker, options: &Options) -> Result<Report> {
         connect: Vec::new(),
         memory: None,
         group: None,
+        flood: Vec::new(),
         targets: Vec::new(),
     };
     // A new broker is slower for its first second.
@@ -121,6 +126,14 @@ fn measure(broker: &Broker, options: &Options) -> Result<Report> {
         let group = group::measure(broker, 10_000, options.runs())?;
         progress(&group.summary());
         report.group = Some(group);
+    }
+    if options.wants(Part::Flood) {
+        let plan = flood::plan(options.latency_seconds());
+        for front in [Front::Ip, Front::Hello] {
+            let flood = flood::measure(broker, plan, front, options.runs())?;
+            progress(&flood.summary());
+            report.flood.push(flood);
+        }
     }
     report.judge();
     Ok(report)

@@ -7,6 +7,7 @@ use serde::Serialize;
 use crate::{
     connections::{ConnectReport, MemoryReport},
     drain::{CellReport, CpuOf, Side},
+    flood::{FloodReport, Front},
     group::GroupReport,
     latency::LatencyReport,
     machine::Machine,
@@ -26,6 +27,7 @@ pub(crate) struct Report {
     pub(crate) connect: Vec<ConnectReport>,
     pub(crate) memory: Option<MemoryReport>,
     pub(crate) group: Option<GroupReport>,
+    pub(crate) flood: Vec<FloodReport>,
     pub(crate) targets: Vec<Target>,
 }
 
@@ -54,6 +56,9 @@ pub(crate) enum Bound {
     AtMost(f64),
 }
 
+/// How many times as long a command may take in a flood.
+const FLOODED: Bound = Bound::AtMost(5.0);
+
 impl Report {
     /// Holds what was measured against what is promised; what was not measured is not judged.
     pub(crate) fn judge(&mut self) {
@@ -64,6 +69,9 @@ impl Report {
             let (many, few) = (self.cell(prefetch, 10_000)?, self.cell(prefetch, 100)?);
             let ours = many.rabbitline.rate.median / few.rabbitline.rate.median;
             Some(ours / (many.limit.rate.median / few.limit.rate.median).min(1.0))
+        };
+        let flood = |front, of: fn(&FloodReport) -> Spread| {
+            self.flood.iter().find(|report| report.flooded == front).map(|it| of(it).median)
         };
         let registered = self.connect.iter().find(|report| report.devices == 1_000);
         let candidates = [
@@ -89,6 +97,26 @@ impl Report {
                 "KiB for an idle device",
                 self.memory.map(|memory| memory.kib_per_device),
                 Bound::AtMost(3.0),
+            ),
+            (
+                "flooded / quiet, p50, the same listener",
+                flood(Front::Ip, |it| it.ratio.p50),
+                FLOODED,
+            ),
+            (
+                "flooded / quiet, p99, the same listener",
+                flood(Front::Ip, |it| it.ratio.p99),
+                FLOODED,
+            ),
+            (
+                "flooded / quiet, p50, another listener",
+                flood(Front::Hello, |it| it.ratio.p50),
+                FLOODED,
+            ),
+            (
+                "flooded / quiet, p99, another listener",
+                flood(Front::Hello, |it| it.ratio.p99),
+                FLOODED,
             ),
         ];
         let judged = candidates.into_iter().filter_map(|(what, measured, wanted)| {
@@ -164,6 +192,7 @@ impl fmt::Display for Report {
         self.write_latency(f)?;
         self.write_connections(f)?;
         self.write_group(f)?;
+        self.write_flood(f)?;
         self.write_targets(f)
     }
 }
@@ -274,6 +303,57 @@ impl Report {
             "One command for all devices: milliseconds from its publication\n\
              (CPU: microseconds a device of the bridge, its receipt included)",
             ["devices", "first line", "last line", "last receipt", "summary", "CPU"],
+            rows.collect(),
+        )
+    }
+
+    fn write_flood(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let rows = self.flood.iter().flat_map(|row| {
+            let (quiet, flooded, ratio) = (row.quiet_us, row.flooded_us, row.ratio);
+            [("p50", quiet.p50, flooded.p50, ratio.p50), ("p99", quiet.p99, flooded.p99, ratio.p99)]
+                .map(|(quantile, quiet, flooded, ratio)| {
+                    [
+                        row.flooded.label().to_owned(),
+                        quantile.to_owned(),
+                        quiet.to_string(),
+                        flooded.to_string(),
+                        format!("{ratio:.2}"),
+                    ]
+                })
+        });
+        write_table(
+            f,
+            "A flood of connections: microseconds from the intended time of publication to the device",
+            ["flooded listener", "", "quiet", "flooded", "ratio"],
+            rows.collect(),
+        )?;
+        let rows = self.flood.iter().map(|row| {
+            let flood = row.flood;
+            [
+                row.flooded.label().to_owned(),
+                flood.resets.to_string(),
+                flood.bytes.to_string(),
+                flood.held.to_string(),
+                flood.closed.to_string(),
+                flood.failed.to_string(),
+                format!("{:.2}", flood.processors),
+                format!("{:.2}", flood.bridge_processors),
+            ]
+        });
+        write_table(
+            f,
+            "The flood of each second: connections made and reset, single bytes, connections held at the end,\n\
+             those that the bridge closed, those that failed, processors that the flooders and the bridge took",
+            [
+                "flooded listener",
+                "resets",
+                "bytes",
+                "held",
+                "closed",
+                "failed",
+                "CPU",
+                "bridge's CPU",
+            ],
             rows.collect(),
         )
     }

@@ -5,7 +5,7 @@
 
 use std::{
     io::{self, BufRead, Read, Write},
-    net::{Ipv4Addr, SocketAddr, SocketAddrV4},
+    net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4},
     time::Duration,
 };
 
@@ -79,7 +79,8 @@ impl Simulator {
         let bridge = SocketAddrV4::new(Ipv4Addr::LOCALHOST, port).into();
         let first = self.devices.len();
         for place in first..first + count {
-            let mut stream = connect_from(place, bridge)?;
+            let mut stream = connect_from(address(place)?, bridge)
+                .with_context(|| format!("device {place} cannot connect"))?;
             self.poll.registry().register(
                 &mut stream,
                 Token(place),
@@ -159,15 +160,15 @@ impl Device {
     }
 }
 
-/// A socket bound to the device's own address, on its way to `bridge`.
-fn connect_from(place: usize, bridge: SocketAddr) -> Result<TcpStream> {
+/// A socket bound to this address, on its way to `bridge`.
+pub(crate) fn connect_from(from: IpAddr, bridge: SocketAddr) -> Result<TcpStream> {
     let socket = Socket::new(Domain::IPV4, Type::STREAM.nonblocking().cloexec(), None)?;
-    socket.bind(&SocketAddr::new(address(place)?, 0).into())?;
+    socket.bind(&SocketAddr::new(from, 0).into())?;
     match socket.connect(&bridge.into()) {
         Err(error)
             if error.raw_os_error() != Some(rustix::io::Errno::INPROGRESS.raw_os_error()) =>
         {
-            Err(error).with_context(|| format!("device {place} cannot connect"))
+            Err(error.into())
         }
         Ok(()) | Err(_) => Ok(TcpStream::from_std(socket.into())),
     }
