@@ -22,6 +22,9 @@ use crate::{
 
 /// A bridge that is not ready after this long never will be.
 const START_LIMIT: Duration = Duration::from_secs(30);
+/// A bridge that takes no more of a processor than this for so long is idle; the kernel counts in 10 ms.
+const IDLE: Duration = Duration::from_millis(300);
+const IDLE_CPU: Duration = Duration::from_millis(10);
 /// What is logged of a listener that is bound.
 const LISTENING: &str = "listening for devices";
 const POLL: Duration = Duration::from_millis(2);
@@ -156,6 +159,16 @@ impl Bridge {
                 .with_context(|| said(&log))
             }
         }
+    }
+
+    /// Waits until it has nothing more to do: those who connected are also reported.
+    pub(crate) fn wait_idle(&self) -> Result<()> {
+        let mut before = None;
+        wait_until("the bridge is idle", IDLE, START_LIMIT, || {
+            let cpu = self.process.cpu()?;
+            let used = before.replace(cpu).map(|before| cpu.saturating_sub(before));
+            Ok(used.is_some_and(|used| used <= IDLE_CPU))
+        })
     }
 
     /// The port of the listener with this name.

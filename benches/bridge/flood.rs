@@ -4,10 +4,12 @@
 //! holds connections that say nothing and others that send a byte a second, and makes and resets 2,000 a second
 //! (see `flooders`). They come from other addresses than the devices: to the devices' own listener, where identity
 //! `ip` makes each of them a device that is registered and reported; or to a second one, whose devices have to say
-//! who they are, which none of them does. Every command must arrive either way. The flood is at full strength
-//! before the second load begins, and the ratio is taken within each pair. The flooders run on the same
-//! processors, so part of what they do to the latency is not the bridge's doing; how much of a processor they
-//! take is said beside.
+//! who they are, which none of them does. There the bridge keeps `DEVICE_UNKNOWN_MAX` of them and closes the others,
+//! who come again, a thousand a second; how many are held at the end is said beside. Every command must arrive.
+//!
+//! The first load begins when the bridge is idle, the second when all connections that are held have been made, and
+//! the ratio is taken within each pair. The flooders run on the same processors, so part of what they do to the
+//! latency is not the bridge's doing; how much of a processor they take is said beside.
 
 use std::{io::Write, process::ChildStdin, time::Duration};
 
@@ -173,6 +175,7 @@ fn once(broker: &Broker, plan: Plan, front: Front) -> Result<Run> {
     let (bridge, mut devices) = with_devices(bridge, plan.devices)?;
     let mut load = Load::for_devices(plan.devices)?;
 
+    bridge.wait_idle()?;
     let quiet = latency::under(&mut load, &mut publisher, &bridge, &mut devices, plan)?;
     let mut flooders = Flooders::start(port)?;
     let before = flooders.counts()?;

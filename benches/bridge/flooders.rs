@@ -19,11 +19,9 @@ use socket2::SockRef;
 
 use crate::{clock::now_us, process::cpu_of, simulator::connect_from};
 
-/// Connections that say nothing.
-const SILENT: usize = 5_000;
-/// Connections that send a byte a second, of a line that never ends.
-const SLOW: usize = 5_000;
-const HELD: usize = SILENT + SLOW;
+/// Connections that are held: half of them say nothing, half send a byte a second, of a line that never ends.
+const HELD: usize = 10_000;
+const SLOW: u64 = HELD as u64 / 2;
 /// Connections made a second, and reset as soon as they are there.
 const RESETS: u64 = 2_000;
 
@@ -73,7 +71,7 @@ pub(crate) fn run(port: u16) -> Result<()> {
     let mut flood = Flood::new(port)?;
     flood.hold_all()?;
     flood.tell()?;
-    let [mut resets, mut bytes, mut replaced] = [RESETS, SLOW as u64, REPLACE].map(Pace::of);
+    let [mut resets, mut bytes, mut replaced] = [RESETS, SLOW, REPLACE].map(Pace::of);
     loop {
         flood.make_to_reset(resets.due())?;
         flood.send_bytes(bytes.due());
@@ -111,7 +109,7 @@ struct Flood {
     poll: Poll,
     events: Events,
     bridge: SocketAddr,
-    /// By place, which is the token, too. The first are silent.
+    /// By place, which is the token, too. Those at even places are silent, so that both kinds take turns.
     held: Vec<Option<TcpStream>>,
     /// Places without a connection.
     free: VecDeque<usize>,
@@ -132,7 +130,7 @@ impl Flood {
             free: (0..HELD).collect(),
             coming: BTreeMap::new(),
             next_token: HELD,
-            next_slow: SILENT,
+            next_slow: 1,
             counts: Counts::default(),
         })
     }
@@ -188,7 +186,7 @@ impl Flood {
     fn send_bytes(&mut self, count: u64) {
         for _ in 0..count {
             let place = self.next_slow;
-            self.next_slow = if place + 1 < HELD { place + 1 } else { SILENT };
+            self.next_slow = if place + 2 < HELD { place + 2 } else { 1 };
             // One that is broken says so by an event.
             if let Some(stream) = &mut self.held[place]
                 && stream.write(b"x").is_ok()

@@ -1,6 +1,6 @@
 //! How long one command for all devices takes.
 //!
-//! A new bridge has all its devices and an empty queue; then one command `{"broadcast": true, ...}` that wants
+//! A new bridge has all its devices and an empty queue and is idle; then one command `{"broadcast": true, ...}` that wants
 //! receipts is published. Its line carries the time at which it was handed to the kernel; from there count the
 //! first and the last device's line, the last receipt of a device, and the summary that says that all have it.
 //! The receipts are taken by a consumer on the same machine, whose share of the processors is in the figures.
@@ -73,6 +73,7 @@ pub(crate) fn measure(broker: &Broker, devices: usize, runs: usize) -> Result<Gr
 fn once(broker: &Broker, count: usize) -> Result<Run> {
     let mut publisher = Publisher::connect(broker.port)?;
     let (bridge, mut devices) = ready(broker, &mut publisher, Kind::Rabbitline, PREFETCH, count)?;
+    bridge.wait_idle()?;
     let receipts = Receipts::begin(broker.port, ID, count)?;
     let mut load = Load::for_devices(count)?;
     let all = count as u64;
