@@ -322,7 +322,10 @@ impl<'a> Hand<'a> {
                 acked.map_err(BrokerError::during("acknowledging"))?;
             }
         }
-        Ok(())
+        // The broker answers when it has taken all of these: a connection that is cut off, because closing
+        // it takes too long, takes with it what is still on the wire.
+        let closed = self.channel.close(200, "done".into()).await;
+        closed.map_err(BrokerError::during("closing the channel"))
     }
 }
 
