@@ -70,7 +70,7 @@ impl Settlement {
 
     /// Settles it from any task: the consumer acknowledges the delivery.
     pub fn settle(self) {
-        self.say(Verdict::Ack);
+        self.end(false);
     }
 
     /// Settles it inside the consumer, which acknowledges the tag itself, if there is one to
@@ -86,19 +86,20 @@ impl Settlement {
 
     /// Gives the delivery back: unacknowledged, it is delivered again once its channel closes.
     pub fn hand_back(self) {
-        self.say(Verdict::Return);
+        self.end(true);
     }
 
-    fn say(mut self, verdict: impl Fn(u64) -> Verdict) {
+    fn end(mut self, returned: bool) {
         self.forgotten = None;
         let (tag, verdicts) = match &self.duty {
             Duty::Whole { tag, verdicts } => (*tag, verdicts),
             Duty::Share(gathering) => {
-                gathering.share_done(matches!(verdict(0), Verdict::Return(_)));
+                gathering.share_done(returned);
                 return;
             }
         };
-        match verdicts.try_send(verdict(tag)) {
+        let verdict = if returned { Verdict::Return(tag) } else { Verdict::Ack(tag) };
+        match verdicts.try_send(verdict) {
             Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => {}
             Err(mpsc::error::TrySendError::Full(verdict)) => {
                 error!(
