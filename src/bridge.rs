@@ -71,7 +71,8 @@ impl Bridge {
         let Some(first) = settings.listeners.first() else {
             return Err(io::Error::other("no listener"));
         };
-        let (door, options) = (Arc::new(Door::of_topics(first)), Options::of(&first.device));
+        let door = Arc::new(Door::of_topics(first, &bridge));
+        let options = Options::of(&first.device);
         let wires = listeners.iter().map(Listener::wire).collect();
         let Parts { devices, consumer, publisher, feed, http } =
             Parts::new(settings, bridge, wires)?;
@@ -192,7 +193,7 @@ impl Parts {
         );
         let registry = Registry::new(Arc::clone(&presence), Arc::clone(&trail), metrics.clone());
         let devices = Arc::new(Devices {
-            registry: Arc::new(registry),
+            registry,
             reporter: Arc::new(reporter),
             uplink,
             metrics: metrics.clone(),
@@ -214,10 +215,7 @@ impl Parts {
         };
         let http = HttpState {
             devices: Arc::clone(&devices),
-            registry: Arc::clone(&devices.registry),
-            reporter: Arc::clone(&devices.reporter),
             trail,
-            metrics,
             bridge: Arc::clone(&bridge),
             consuming: Arc::clone(&consumer.consuming),
             draining: Arc::new(AtomicBool::new(false)),

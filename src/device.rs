@@ -59,7 +59,7 @@ use crate::uplink::Uplink;
 /// What every session needs, shared by all of them.
 #[derive(Debug)]
 pub struct Devices {
-    pub(crate) registry: Arc<Registry>,
+    pub(crate) registry: Registry,
     pub(crate) reporter: Arc<Reporter>,
     /// Where lines go; none if they are wanted of no device.
     pub(crate) uplink: Option<Arc<Uplink>>,

@@ -23,9 +23,7 @@ use tracing::error;
 
 use crate::clock;
 use crate::command::Address;
-use crate::device::{self, Registry, Session};
-use crate::metrics::Metrics;
-use crate::report::Reporter;
+use crate::device::{self, Session};
 use crate::trail::Trail;
 
 /// Devices on a page unless `limit` says otherwise, and at most: a page is made in memory.
@@ -36,10 +34,7 @@ const PAGE_MAX: usize = 10_000;
 #[derive(Debug, Clone)]
 pub(crate) struct HttpState {
     pub(crate) devices: Arc<device::Devices>,
-    pub(crate) registry: Arc<Registry>,
-    pub(crate) reporter: Arc<Reporter>,
     pub(crate) trail: Arc<Trail>,
-    pub(crate) metrics: Metrics,
     pub(crate) bridge: Arc<str>,
     pub(crate) consuming: Arc<AtomicBool>,
     pub(crate) draining: Arc<AtomicBool>,
@@ -77,7 +72,7 @@ async fn readyz(State(state): State<HttpState>) -> (StatusCode, &'static str) {
 
 async fn metrics(State(state): State<HttpState>) -> impl IntoResponse {
     const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    ([(header::CONTENT_TYPE, OPEN_METRICS)], state.metrics.encode())
+    ([(header::CONTENT_TYPE, OPEN_METRICS)], state.devices.metrics.encode())
 }
 
 #[derive(Deserialize)]
@@ -118,7 +113,7 @@ async fn devices(State(state): State<HttpState>, Query(page): Query<Page>) -> Re
         Err(reason) => return bad_request(format!("after: {reason}\n")),
     };
     // One more than asked for tells whether there is a next page.
-    let (mut sessions, total) = state.registry.page(after.as_ref(), limit + 1);
+    let (mut sessions, total) = state.devices.registry.page(after.as_ref(), limit + 1);
     let more = sessions.len() > limit;
     sessions.truncate(limit);
     let next = sessions.last().filter(|_| more).map(|session| session.address().to_string());

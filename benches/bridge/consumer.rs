@@ -67,16 +67,18 @@ pub(crate) fn run(port: u16, prefetch: u16, count: u64) -> Result<()> {
     Ok(())
 }
 
+/// A connection of lapin's to the benchmark's own broker.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the benchmark's own broker answers, and the benchmark waits with a limit"
+)]
+pub(crate) async fn connect(port: u16) -> Result<Connection> {
+    let uri = format!("amqp://guest:guest@127.0.0.1:{port}/%2f");
+    Ok(Connection::connect(&uri, ConnectionProperties::default()).await?)
+}
+
 async fn consume(port: u16, prefetch: u16, count: u64) -> Result<Report> {
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "the benchmark's own broker answers, and the benchmark waits with a limit"
-    )]
-    let connection = Connection::connect(
-        &format!("amqp://guest:guest@127.0.0.1:{port}/%2f"),
-        ConnectionProperties::default(),
-    )
-    .await?;
+    let connection = connect(port).await?;
     let channel = connection.create_channel().await?;
     channel.basic_qos(prefetch, BasicQosOptions { global: false }).await?;
     let options =

@@ -6,13 +6,13 @@ use std::{collections::HashSet, net::IpAddr, sync::mpsc, thread, time::Duration}
 use anyhow::{Context, Result, anyhow, ensure};
 use futures_util::StreamExt;
 use lapin::{
-    Connection, ConnectionProperties, Consumer,
+    Connection, Consumer,
     options::{BasicConsumeOptions, QueueDeclareOptions},
     types::FieldTable,
 };
 use serde::Deserialize;
 
-use crate::{clock::now_us, load::address};
+use crate::{clock::now_us, consumer::connect, load::address};
 
 /// The queue that receipts go to.
 pub(crate) const RECEIPTS: &str = "bench-receipts";
@@ -81,15 +81,7 @@ impl Receipts {
 }
 
 async fn consumer(port: u16) -> Result<(Connection, Consumer)> {
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "the benchmark's own broker answers, and the benchmark waits with a limit"
-    )]
-    let connection = Connection::connect(
-        &format!("amqp://guest:guest@127.0.0.1:{port}/%2f"),
-        ConnectionProperties::default(),
-    )
-    .await?;
+    let connection = connect(port).await?;
     let channel = connection.create_channel().await?;
     let declare = QueueDeclareOptions { auto_delete: true, ..QueueDeclareOptions::default() };
     channel.queue_declare(RECEIPTS.into(), declare, FieldTable::default()).await?;

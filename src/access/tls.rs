@@ -30,10 +30,10 @@ pub(crate) struct Files {
 }
 
 /// Reads a listener's certificates, and again when they change.
-pub(crate) fn watch(files: Files) -> Result<Watched<Arc<ServerConfig>>, String> {
+pub(crate) fn watch(files: Files) -> Result<Watched<ServerConfig>, String> {
     let paths = [Some(&files.certificate), Some(&files.key), files.client_ca.as_ref()];
     let paths = paths.into_iter().flatten().cloned().collect();
-    Watched::new(paths, move || read(&files).map(Arc::new))
+    Watched::new(paths, move || read(&files))
 }
 
 fn read(files: &Files) -> Result<ServerConfig, String> {

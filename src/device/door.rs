@@ -25,7 +25,7 @@ pub(crate) struct Door {
     pub(super) rules: Arc<Rules>,
     pub(super) who: Who,
     pub(super) second: Second,
-    pub(super) tls: Option<Watched<Arc<ServerConfig>>>,
+    pub(super) tls: Option<Watched<ServerConfig>>,
     pub(super) proxies: Networks,
     pub(super) gate: Arc<Gate>,
     pub(super) unknown: Unknown,
@@ -166,9 +166,9 @@ impl Door {
 
     /// The door of `/message` on the HTTP side: each connection is a device of its own, and `listener`
     /// says how many there may be.
-    pub(crate) fn of_topics(listener: &Listener) -> Self {
+    pub(crate) fn of_topics(listener: &Listener, bridge: &Arc<str>) -> Self {
         Self {
-            rules: Arc::new(Rules::of_topics(listener)),
+            rules: Arc::new(Rules::of_topics(listener, bridge)),
             who: Who::Peer,
             second: Second::Replace,
             tls: None,

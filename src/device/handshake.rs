@@ -5,6 +5,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use tokio::io::Interest;
 use tokio::net::TcpStream;
@@ -20,6 +21,8 @@ use crate::protocol::{Broken, Hello, chat};
 
 /// Bytes read at a time before a device is known.
 const READ_BYTES: usize = 512;
+/// How soon a PROXY header of which a part has come is looked at again.
+const PEEK_AGAIN: Duration = Duration::from_millis(5);
 
 /// A connection whose device is known.
 pub(super) struct Known {
@@ -68,8 +71,7 @@ impl Door {
         };
         let place = self.place(peer)?;
         if let Some(tls) = &self.tls {
-            let config = (*tls.get()).clone();
-            let accepted = Transport::accept(&socket.stream, config).await;
+            let accepted = Transport::accept(&socket.stream, tls.get()).await;
             socket.transport = accepted.map_err(|error| no_tls(peer, &error))?;
         }
         let mut line = Line { socket, heard: Vec::new() };
@@ -215,9 +217,6 @@ async fn source(stream: &TcpStream, proxy: SocketAddr) -> Result<SocketAddr, Ref
         }
     }
 }
-
-/// How soon a header of which a part has come is looked at again.
-const PEEK_AGAIN: std::time::Duration = std::time::Duration::from_millis(5);
 
 async fn take(stream: &TcpStream, mut length: usize) -> Result<(), Refusal> {
     let mut buffer = [0; proxy::HEADER_MAX];

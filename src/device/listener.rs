@@ -128,33 +128,25 @@ impl Listener {
 
     /// Admits a connection, at once or when it is known who it is.
     fn take(&self, stream: TcpStream, peer: SocketAddr, hall: &Hall) {
+        if self.door.knows_at_once(peer.ip()) {
+            self.door.take_known(stream, peer, Vec::new(), hall);
+            return;
+        }
         let Some(total) = hall.total.enter() else {
             hall.devices.metrics.refused(Refusal::Total);
             return;
         };
-        if !self.door.knows_at_once(peer.ip()) {
-            let (door, hall) = (Arc::clone(&self.door), hall.clone());
-            let sessions = hall.sessions.clone();
-            // Here, not in the task: tasks need not begin in the order in which connections came.
-            let place = door.unknown.enter();
-            sessions.spawn(async move {
-                match learn(&door, place, stream, peer, &hall).await {
-                    Ok(known) => door.admit(known, total, &hall),
-                    Err(Some(refusal)) => hall.devices.metrics.refused(refusal),
-                    Err(None) => {}
-                }
-            });
-            return;
-        }
-        let known = self.door.place(peer).map(|place| {
-            let address = self.door.name_of(peer);
-            let (socket, rest) = (Socket::new(stream), Vec::new());
-            Known { address, peer, socket, rest, place }
+        let (door, hall) = (Arc::clone(&self.door), hall.clone());
+        let sessions = hall.sessions.clone();
+        // Here, not in the task: tasks need not begin in the order in which connections came.
+        let place = door.unknown.enter();
+        sessions.spawn(async move {
+            match learn(&door, place, stream, peer, &hall).await {
+                Ok(known) => door.admit(known, total, &hall),
+                Err(Some(refusal)) => hall.devices.metrics.refused(refusal),
+                Err(None) => {}
+            }
         });
-        match known {
-            Ok(known) => self.door.admit(known, total, hall),
-            Err(refusal) => hall.devices.metrics.refused(refusal),
-        }
     }
 }
 
@@ -177,21 +169,20 @@ async fn learn(
 }
 
 impl Door {
-    /// Admits a connection that comes from the HTTP side; `rest` is what has come behind its request.
-    pub(crate) fn take_upgraded(
+    /// Admits a connection that is known for what it is at once; `rest` is what it has sent already.
+    pub(crate) fn take_known(
         &self,
         stream: TcpStream,
         peer: SocketAddr,
         rest: Vec<u8>,
         hall: &Hall,
     ) {
-        let admitted = self.place(peer).and_then(|place| {
-            let total = hall.total.enter().ok_or(Refusal::Total)?;
-            let (address, socket) = (self.name_of(peer), Socket::new(stream));
-            Ok((Known { address, peer, socket, rest, place }, total))
-        });
-        match admitted {
-            Ok((known, total)) => self.admit(known, total, hall),
+        let entered = hall.total.enter().ok_or(Refusal::Total);
+        match entered.and_then(|total| Ok((total, self.place(peer)?))) {
+            Ok((total, place)) => {
+                let (address, socket) = (self.name_of(peer), Socket::new(stream));
+                self.admit(Known { address, peer, socket, rest, place }, total, hall);
+            }
             Err(refusal) => hall.devices.metrics.refused(refusal),
         }
     }

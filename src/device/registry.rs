@@ -46,6 +46,14 @@ struct State {
     fronted: Fronted,
 }
 
+impl State {
+    /// Whether `session` is still the one of its address.
+    fn holds(&self, session: &Session) -> bool {
+        let held = self.sessions.get(session.address());
+        held.is_some_and(|held| held.epoch() == session.epoch())
+    }
+}
+
 impl Registry {
     /// An empty registry that reports to `presence`.
     pub(crate) fn new(presence: Arc<Presence>, trail: Arc<Trail>, metrics: Metrics) -> Self {
@@ -102,11 +110,7 @@ impl Registry {
     /// Removes `session`, if it is still the one of its address.
     pub(crate) fn remove(&self, session: &Session, reason: EndReason) {
         let mut state = self.lock();
-        let is_mine = state
-            .sessions
-            .get(session.address())
-            .is_some_and(|held| held.epoch() == session.epoch());
-        if is_mine {
+        if state.holds(session) {
             state.sessions.remove(session.address());
             self.ended(session, reason, Moment::now());
             self.metrics.devices(state.sessions.len());
@@ -116,8 +120,7 @@ impl Registry {
     /// Tells that `session` is silent, or was and is no longer, if it is still the one of its address.
     pub(super) fn update(&self, session: &Session, update: Update) {
         let state = self.lock();
-        let held = state.sessions.get(session.address());
-        if held.is_some_and(|held| held.epoch() == session.epoch()) {
+        if state.holds(session) {
             let reason = match update {
                 Update::Silent => "silent",
                 Update::Heard => "heard",

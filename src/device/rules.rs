@@ -91,21 +91,16 @@ impl Rules {
 impl Rules {
     /// The rules of those who come to `/message` of the HTTP side: they speak `topic`, and for the rest
     /// are held to what `listener` asks.
-    pub(crate) fn of_topics(listener: &Listener) -> Self {
-        let max = listener.device.line_max.0;
+    pub(crate) fn of_topics(listener: &Listener, bridge: &Arc<str>) -> Self {
         Self {
             listener: "message".to_owned(),
-            wire: Wire::Topic { max },
-            line_max: max,
+            wire: Wire::Topic { max: listener.device.line_max.0 },
             answer: answers::Rule::default(),
             wait_for_greeting: false,
-            lane_max: usize::from(listener.device.lane_max.get()),
-            tail_max: listener.device.tail_max.0,
-            write_timeout: listener.device.write_timeout,
-            line_timeout: listener.access.line_timeout,
             silence_limit: None,
             heartbeat: None,
             uplink: false,
+            ..Self::new(listener, bridge)
         }
     }
 }

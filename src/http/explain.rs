@@ -76,12 +76,12 @@ pub(crate) struct Timeline {
 }
 
 pub(super) async fn command(State(state): State<HttpState>, Path(id): Path<String>) -> Response {
-    let is_it = |facts: &Facts| state.reporter.id(&facts.origin) == id;
+    let is_it = |facts: &Facts| state.devices.reporter.id(&facts.origin) == id;
     let found = state.trail.commands(is_it, OF_AN_ID_MAX);
     if found.is_empty() {
         return not_found(format!("no command `{id}` is remembered\n"));
     }
-    let commands = found.iter().map(|facts| timeline(facts, &state.reporter)).collect();
+    let commands = found.iter().map(|facts| timeline(facts, &state.devices.reporter)).collect();
     Json(CommandHistory { commands }).into_response()
 }
 
@@ -90,7 +90,7 @@ pub(super) async fn device(State(state): State<HttpState>, Path(name): Path<Stri
         Ok(address) => address,
         Err(reason) => return bad_request(format!("{reason}\n")),
     };
-    let session = state.registry.find(&address);
+    let session = state.devices.registry.find(&address);
     let connections: Vec<Ended> =
         state.trail.connections(&address).into_iter().map(ended).collect();
     let is_its = |facts: &Facts| facts.command.address == address;
@@ -100,7 +100,7 @@ pub(super) async fn device(State(state): State<HttpState>, Path(name): Path<Stri
     }
     let connected = session.map(|session| Device::of(&session));
     let connected = connected.and_then(|device| serde_json::to_value(device).ok());
-    let commands = found.iter().map(|facts| timeline(facts, &state.reporter)).collect();
+    let commands = found.iter().map(|facts| timeline(facts, &state.devices.reporter)).collect();
     let address = address.to_string();
     Json(DeviceHistory { address, connected, connections, commands }).into_response()
 }

@@ -65,7 +65,7 @@ fn take(topics: &Topics, stream: TcpStream, rest: Vec<u8>) {
     if let Err(error) = topics.options.set(&SockRef::from(&stream)) {
         debug!(%peer, %error, "cannot set the options of a socket.");
     }
-    topics.door.take_upgraded(stream, peer, rest, &topics.hall);
+    topics.door.take_known(stream, peer, rest, &topics.hall);
 }
 
 /// The key of the handshake (RFC 6455, 4.2.1); else what is missing.

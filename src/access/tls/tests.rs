@@ -98,13 +98,13 @@ impl Folder {
         std::fs::write(self.folder.path().join(name), text).expect("written");
     }
 
-    fn watch(&self) -> Watched<Arc<ServerConfig>> {
+    fn watch(&self) -> Watched<ServerConfig> {
         watch(self.files.clone()).expect("certificates")
     }
 }
 
-fn server(watched: &Watched<Arc<ServerConfig>>) -> ServerConnection {
-    ServerConnection::new(Arc::clone(&watched.get_now())).expect("a server")
+fn server(watched: &Watched<ServerConfig>) -> ServerConnection {
+    ServerConnection::new(watched.get_now()).expect("a server")
 }
 
 /// Carries what each has to say to the other until both are silent.
