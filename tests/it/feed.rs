@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::harness::{Device, Redis, Scene, eventually};
+use crate::harness::{Device, Redis, Scene, ScriptedClient, eventually};
 
 const TOPIC_CLIENT: &str = include_str!("clients/topic.py");
 
@@ -62,14 +62,10 @@ fn what_is_published_to_a_channel_reaches_the_topic_of_its_name() {
     let setup = scene.setup().set("REDIS_URL", redis.url()).set("SOURCE_REDIS_CHANNEL", "pumps");
     let bridge = setup.start();
     bridge.until_logged(&["hearing a channel of Redis"]);
-    let mut command = std::process::Command::new("/usr/bin/python3");
-    command.args(["-c", TOPIC_CLIENT, &bridge.http.port().to_string()]);
-    let client = crate::harness::Program::spawn("python3", command, &[]);
-    client.stdout.find("`ready`", |line| (line == "ready\n").then_some(()));
+    let client = ScriptedClient::start(TOPIC_CLIENT, bridge.http.port());
 
     // The bridge is the one that hears it.
     assert_eq!(redis.number(&["PUBLISH", "pumps", r#"{"from": "backend"}"#]), 1);
 
-    let end = client.finish();
-    assert_eq!((end.code, end.stdout.as_str()), (Some(0), "ready\ndone\n"), "{}", end.stderr);
+    client.until_done();
 }

@@ -1,11 +1,9 @@
 //! Clients of the other wire formats, written in Python from their descriptions alone, work unchanged; and what a
 //! backend publishes reaches them.
 
-use std::process::Command;
-
 use serde_json::{Value, json};
 
-use crate::harness::{Bridge, Program, Scene};
+use crate::harness::{Bridge, Scene, ScriptedClient, TokensFile};
 
 const CHANNEL: &str = include_str!("clients/channel.py");
 const CHAT: &str = include_str!("clients/chat.py");
@@ -14,21 +12,11 @@ const TOPIC: &str = include_str!("clients/topic.py");
 /// Runs a client; when it is ready, publishes `commands`, and waits until it is done.
 #[track_caller]
 fn run(scene: &Scene, client: &str, port: u16, commands: &[Value]) {
-    let mut command = Command::new("/usr/bin/python3");
-    command.args(["-c", client, &port.to_string()]);
-    let program = Program::spawn("python3: run `apt-get install python3`", command, &[]);
-    program.stdout.find("`ready`", |line| (line == "ready\n").then_some(()));
+    let client = ScriptedClient::start(client, port);
     for command in commands {
         scene.publish(command);
     }
-    let end = program.finish();
-    assert_eq!((end.code, end.stdout.as_str()), (Some(0), "ready\ndone\n"), "{}", end.stderr);
-}
-
-/// The line of a tokens file for a device.
-#[track_caller]
-fn token(id: &str, token: &str) -> String {
-    Program::rabbitline_reading(token, &["token", id]).finish().stdout
+    client.until_done();
 }
 
 fn until_drained(scene: &Scene, bridge: &Bridge) {
@@ -55,9 +43,7 @@ fn a_channel_client_joins_publishes_and_hears_what_a_backend_says_to_the_group()
 #[test]
 fn a_chat_client_is_verified_talks_and_hears_what_a_backend_says() {
     let scene = Scene::new("chat");
-    let tokens = tempfile::NamedTempFile::new().expect("a file");
-    let lines = [token("5551", "one"), token("5552", "two"), token("5553", "three")];
-    std::fs::write(tokens.path(), lines.concat()).expect("written");
+    let tokens = TokensFile::new(&[("5551", "one"), ("5552", "two"), ("5553", "three")]);
     let setup =
         scene.setup().set("DEVICE_PROTOCOL", "chat").set("DEVICE_TOKENS_FILE", tokens.path());
     let bridge = setup.start();
