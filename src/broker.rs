@@ -16,6 +16,7 @@ mod message;
 mod parked_queues;
 mod publisher;
 mod retry;
+mod stream;
 mod topology;
 
 pub(crate) use consumer::Consumer;

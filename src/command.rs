@@ -74,7 +74,7 @@ pub struct Command {
     /// The device it is for.
     pub address: Address,
     /// What the device is told.
-    pub(crate) spoken: Arc<Spoken>,
+    pub(crate) spoken: Spoken,
     /// It is not written after this moment.
     pub expires: Instant,
     /// What to do when the device is not connected.

@@ -52,7 +52,7 @@ impl Fanout {
         let metrics = &router.devices.metrics;
         let now = Instant::now();
         for address in self.members.by_ref().take(STEP) {
-            let command = self.terms.with(address);
+            let command = self.terms.clone().with(address);
             let facts = Facts { command, origin: self.origin.clone(), steps: Steps::default() };
             let facts = Arc::new(facts);
             if self.remembered < REMEMBERED {

@@ -193,7 +193,7 @@ pub fn command(input: &[u8]) {
     if terms.if_offline == IfOffline::Park {
         assert!(terms.expires - now.mono <= PARK_TTL_MAX);
     }
-    let said = terms.spoken.payload.content.clone();
+    let said = terms.spoken.payload().content.clone();
     check_content(&said, body);
     for wire in &all {
         if let Ok(frame) = terms.spoken.in_wire(wire) {

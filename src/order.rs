@@ -59,14 +59,14 @@ pub struct Steps {
 }
 
 impl Steps {
-    pub(crate) fn take(step: &AtomicU64) {
-        step.store(Moment::now().wall_ms, Ordering::Relaxed);
+    pub(crate) fn take(step: &AtomicU64, at: Moment) {
+        step.store(at.wall_ms, Ordering::Relaxed);
     }
 
-    pub(crate) fn conclude(&self, outcome: Outcome, at_ms: u64) {
+    pub(crate) fn conclude(&self, outcome: Outcome, at: Moment) {
         let index = Outcome::ALL.iter().position(|o| *o == outcome).unwrap_or_default();
         self.outcome.store(index as u64 + 1, Ordering::Relaxed);
-        self.concluded_ms.store(at_ms, Ordering::Relaxed);
+        Self::take(&self.concluded_ms, at);
     }
 
     pub(crate) fn outcome(&self) -> Option<Outcome> {
@@ -130,7 +130,7 @@ pub(crate) mod tests {
         let now = Moment::now();
         let command = Command {
             address: IpAddr::from([127, 0, 0, 2]).into(),
-            spoken: Arc::new(Spoken::new(Payload::new(Content::Text(cmd.into())))),
+            spoken: Spoken::new(Payload::new(Content::Text(cmd.into()))),
             expires: now.mono + Duration::from_secs(60),
             if_offline: IfOffline::Reject,
             confirm: Confirm::Written,

@@ -17,6 +17,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, ser};
 use serde_json::value::RawValue;
@@ -47,7 +48,7 @@ pub(crate) enum Wire {
 }
 
 /// The bytes of one frame, shared by all it is written to.
-pub(crate) type Frame = Arc<[u8]>;
+pub(crate) type Frame = Bytes;
 
 impl Wire {
     /// What a device reads when `payload` is said to it; else why it cannot be said.
@@ -91,29 +92,49 @@ impl Wire {
 }
 
 /// Something on its way to one device or to many.
+#[derive(Debug, Clone)]
+pub(crate) enum Spoken {
+    ToOne(Payload),
+    ToMany(Arc<Shared>),
+}
+
+/// What is said to many.
 #[derive(Debug)]
-pub(crate) struct Spoken {
-    pub(crate) payload: Payload,
-    /// What is said to many is encoded once for each format: few, so they are looked through.
+pub(crate) struct Shared {
+    payload: Payload,
+    /// It is encoded once for each format: few, so they are looked through.
     frames: Mutex<Vec<(Wire, Frame)>>,
 }
 
 impl Spoken {
     pub(crate) fn new(payload: Payload) -> Self {
-        Self { payload, frames: Mutex::default() }
+        match payload.reach {
+            Reach::One => Self::ToOne(payload),
+            Reach::Several | Reach::All => {
+                Self::ToMany(Arc::new(Shared { payload, frames: Mutex::default() }))
+            }
+        }
+    }
+
+    pub(crate) fn payload(&self) -> &Payload {
+        match self {
+            Self::ToOne(payload) => payload,
+            Self::ToMany(shared) => &shared.payload,
+        }
     }
 
     /// What a device reads; else why it cannot be said in its format.
     pub(crate) fn in_wire(&self, wire: &Wire) -> Result<Frame, Reason> {
-        if self.payload.reach == Reach::One {
-            return wire.encode(&self.payload);
-        }
-        let mut frames = self.frames.lock().unwrap_or_else(PoisonError::into_inner);
+        let shared = match self {
+            Self::ToOne(payload) => return wire.encode(payload),
+            Self::ToMany(shared) => shared,
+        };
+        let mut frames = shared.frames.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, frame)) = frames.iter().find(|(known, _)| known == wire) {
-            return Ok(Arc::clone(frame));
+            return Ok(frame.clone());
         }
-        let frame = wire.encode(&self.payload)?;
-        frames.push((wire.clone(), Arc::clone(&frame)));
+        let frame = wire.encode(&shared.payload)?;
+        frames.push((wire.clone(), frame.clone()));
         Ok(frame)
     }
 }

@@ -60,6 +60,8 @@ pub(crate) enum Copy {
 #[derive(Debug, Clone)]
 pub(crate) struct Fate {
     pub(crate) outcome: Outcome,
+    /// When that was known.
+    pub(crate) at: Moment,
     /// Why, unless it was delivered.
     pub(crate) reason: Reason,
     /// What the device answered.
@@ -68,15 +70,15 @@ pub(crate) struct Fate {
 
 impl Fate {
     pub(crate) fn new(outcome: Outcome, reason: impl Into<Reason>) -> Self {
-        Self { outcome, reason: reason.into(), answer: None }
+        Self { outcome, at: Moment::now(), reason: reason.into(), answer: None }
     }
 
-    pub(crate) fn delivered(outcome: Outcome) -> Self {
-        Self::new(outcome, "")
+    pub(crate) fn delivered(outcome: Outcome, at: Moment) -> Self {
+        Self { outcome, at, reason: "".into(), answer: None }
     }
 
-    pub(crate) fn answered(answer: &[u8]) -> Self {
-        Self { answer: Some(answer.into()), ..Self::delivered(Outcome::Answered) }
+    pub(crate) fn answered(answer: &[u8], at: Moment) -> Self {
+        Self { answer: Some(answer.into()), ..Self::delivered(Outcome::Answered, at) }
     }
 }
 
@@ -209,9 +211,9 @@ impl Reporter {
     /// Reports a parked command that has expired in the broker, which has passed it on already.
     pub(crate) fn expired_while_parked(&self, facts: &Facts) {
         let Facts { command, origin, steps } = facts;
-        steps.conclude(Outcome::Expired, Moment::now().wall_ms);
-        let account = Account { origin, address: Some(&command.address), copy: None };
         let fate = Fate::new(Outcome::Expired, "its ttl ended while it was parked");
+        steps.conclude(fate.outcome, fate.at);
+        let account = Account { origin, address: Some(&command.address), copy: None };
         let nothing = self.finish(account, fate, None);
         debug_assert!(nothing.is_none());
     }
@@ -243,7 +245,7 @@ impl Reporter {
             Disposition::Undelivered => Some(undelivered(facts, &fate)),
             Disposition::Park => Some(self.park(facts, &mut fate)),
         };
-        facts.steps.conclude(fate.outcome, Moment::now().wall_ms);
+        facts.steps.conclude(fate.outcome, fate.at);
         if let Some(gathering) = settlement.as_ref().and_then(Settlement::gathering) {
             gathering.count(fate.outcome);
         }
@@ -280,10 +282,10 @@ impl Reporter {
         settlement: Option<Settlement>,
     ) -> Option<Settlement> {
         let Account { origin, address, copy } = account;
-        let Fate { outcome, reason, answer } = fate;
+        let Fate { outcome, at, reason, answer } = fate;
         self.metrics.command(outcome);
         if outcome.is_delivered() {
-            self.observe(origin);
+            self.observe(origin, at);
         }
         let wants_receipt = origin.message.reply_to().is_some();
         // The usual case: nothing to say to anybody, not even to the log.
@@ -317,7 +319,7 @@ impl Reporter {
                 answer,
                 answer_base64,
                 bridge: &self.bridge,
-                at: clock::rfc3339(Moment::now().wall_ms),
+                at: clock::rfc3339(at.wall_ms),
             };
             // Strings and nothing else: this cannot fail.
             serde_json::to_vec(&receipt).unwrap_or_default()
@@ -326,8 +328,8 @@ impl Reporter {
         None
     }
 
-    fn observe(&self, origin: &Origin) {
-        let from_arrival = origin.arrived.mono.elapsed();
+    fn observe(&self, origin: &Origin, at: Moment) {
+        let from_arrival = at.mono.saturating_duration_since(origin.arrived.mono);
         let from_publish = origin.published_ms.map(|published| {
             Duration::from_millis(origin.arrived.wall_ms.saturating_sub(published)) + from_arrival
         });

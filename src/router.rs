@@ -1,5 +1,6 @@
 //! `Router`: an order goes to its device's session, or back with its fate. It never waits.
 
+use std::ops::ControlFlow::{self, Break, Continue};
 use std::sync::Arc;
 
 use tokio::time::Instant;
@@ -53,8 +54,8 @@ impl Router {
     /// Sends `order` to its device.
     pub(crate) fn route(&self, order: Order, now: Instant) -> Routed {
         let mut order = match self.recall(order) {
-            Ok(order) => order,
-            Err(routed) => return routed,
+            Continue(order) => order,
+            Break(routed) => return routed,
         };
         if order.command().expires <= now {
             return expired(order);
@@ -84,8 +85,8 @@ impl Router {
         now: Instant,
     ) -> Result<Routed, Order> {
         let order = match self.recall(order) {
-            Ok(order) => order,
-            Err(routed) => return Ok(routed),
+            Continue(order) => order,
+            Break(routed) => return Ok(routed),
         };
         if order.command().expires <= now {
             return Ok(expired(order));
@@ -117,18 +118,18 @@ impl Router {
     }
 
     /// What became of the first try, if this is not it. Gives the order back if it is to be tried.
-    fn recall(&self, order: Order) -> Result<Order, Routed> {
+    fn recall(&self, order: Order) -> ControlFlow<Routed, Order> {
         // A publisher that loses its connection may park a command twice, or park it while the broker
         // delivers it again; the copies do not say so.
         let may_be_a_copy = order.facts.origin.parked && order.command().once;
         if !order.facts.origin.redelivered && !may_be_a_copy {
-            return Ok(order);
+            return Continue(order);
         }
         match self.devices.reporter.recall(&order.facts) {
-            Some(Known::Untouched) => Ok(order),
+            Some(Known::Untouched) => Continue(order),
             Some(Known::Done(outcome, answer)) => {
                 let reason = "the broker delivered it again; this is what became of the first try";
-                Err(Routed::Concluded(order, Fate { answer, ..Fate::new(outcome, reason) }))
+                Break(Routed::Concluded(order, Fate { answer, ..Fate::new(outcome, reason) }))
             }
             Some(Known::Begun) => {
                 let session = self.devices.registry.find(&order.command().address);
@@ -137,24 +138,24 @@ impl Router {
                     None => Err(order),
                 };
                 match adopted {
-                    Ok(()) => Err(Routed::Waiting),
+                    Ok(()) => Break(Routed::Waiting),
                     Err(order) => try_again(order),
                 }
             }
             None if order.facts.origin.redelivered => try_again(order),
-            None => Ok(order),
+            None => Continue(order),
         }
     }
 }
 
 /// An order whose first try may have reached its device.
-fn try_again(order: Order) -> Result<Order, Routed> {
+fn try_again(order: Order) -> ControlFlow<Routed, Order> {
     if order.command().once {
         let reason =
             "the broker delivered it again, and it is not known whether it was written before";
-        return Err(refused(order, Outcome::Uncertain, reason));
+        return Break(refused(order, Outcome::Uncertain, reason));
     }
-    Ok(order)
+    Continue(order)
 }
 
 fn expired(order: Order) -> Routed {

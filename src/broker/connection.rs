@@ -23,7 +23,7 @@ use crate::metrics;
 use crate::settings::Broker;
 
 /// A close that the broker does not answer is cut off after this: the connection is of no use then.
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+pub(super) const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often a connection is looked at whose end may not have been told.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Data the broker does not acknowledge for this long ends the connection, as an AMQP heartbeat
@@ -51,13 +51,17 @@ impl Link {
         let connect = {
             let (mq, socket, refusal) = (mq.clone(), Arc::clone(&socket), Arc::clone(&refusal));
             async move |_uri, _runtime| {
-                dial(&mq, ca.clone(), &socket).await.map_err(|(error, kind)| {
+                let keep = |dialed: SockRef<'_>| {
+                    put(&socket, dialed.try_clone()?);
+                    Ok(())
+                };
+                dial(&mq, ca.clone(), keep).await.map_err(|(error, kind)| {
                     put(&refusal, error);
                     lapin::Error::from(io::Error::from(kind))
                 })
             }
         };
-        let name = format!("rabbitline {bridge} {}", purpose.label());
+        let name = name(bridge, purpose);
         let properties = ConnectionProperties::default().with_connection_name(name.into());
         let runtime = lapin::runtime::default_runtime()
             .map_err(BrokerError::during("starting the connection"))?;
@@ -70,8 +74,7 @@ impl Link {
             }
             Err(_) => {
                 shut(take(&socket));
-                let limit = humantime::format_duration(mq.connect_timeout);
-                Err(BrokerError::Silent { address: address(mq), limit })
+                Err(silent(mq))
             }
         }
     }
@@ -117,6 +120,11 @@ impl Drop for Link {
     }
 }
 
+/// What a connection is called in RabbitMQ's own lists.
+pub(super) fn name(bridge: &str, purpose: metrics::Link) -> String {
+    format!("rabbitline {bridge} {}", purpose.label())
+}
+
 /// Host and port, as errors name them.
 fn address(mq: &Broker) -> String {
     format!("{}:{}", mq.host, mq.port)
@@ -139,7 +147,13 @@ fn uri(mq: &Broker) -> AMQPUri {
     }
 }
 
-fn read_ca(mq: &Broker) -> Result<Option<String>, BrokerError> {
+/// The broker has not answered in time.
+pub(super) fn silent(mq: &Broker) -> BrokerError {
+    let limit = humantime::format_duration(mq.connect_timeout);
+    BrokerError::Silent { address: address(mq), limit }
+}
+
+pub(super) fn read_ca(mq: &Broker) -> Result<Option<String>, BrokerError> {
     let Some(path) = mq.ca_file.as_ref().filter(|_| mq.tls.is_on()) else {
         return Ok(None);
     };
@@ -147,14 +161,13 @@ fn read_ca(mq: &Broker) -> Result<Option<String>, BrokerError> {
     pem.map(Some).map_err(|source| BrokerError::Tls { address: address(mq), source })
 }
 
-type Dialed = AsyncTcpStream<async_compat::Compat<TcpStream>>;
+pub(super) type Dialed = AsyncTcpStream<async_compat::Compat<TcpStream>>;
 
-/// Makes the TCP connection and, if asked for, the TLS session; a handle to the socket goes into
-/// `slot` first.
-async fn dial(
+/// Makes the TCP connection and, if asked for, the TLS session; `with` sees the socket before that.
+pub(super) async fn dial(
     mq: &Broker,
     ca: Option<String>,
-    slot: &Slot<Socket>,
+    with: impl FnOnce(SockRef<'_>) -> io::Result<()>,
 ) -> Result<Dialed, (BrokerError, io::ErrorKind)> {
     let unreachable = |source: io::Error| {
         let kind = source.kind();
@@ -170,8 +183,8 @@ async fn dial(
         .set_tcp_nodelay(true)
         .and_then(|()| socket.set_tcp_user_timeout(Some(USER_TIMEOUT)))
         .and_then(|()| socket.set_tcp_keepalive(&keepalive))
-        .and_then(|()| socket.try_clone());
-    put(slot, configured.map_err(unreachable)?);
+        .and_then(|()| with(socket));
+    configured.map_err(unreachable)?;
     let plain = AsyncTcpStream::Plain(stream.compat());
     if !mq.tls.is_on() {
         return Ok(plain);
@@ -184,7 +197,7 @@ async fn dial(
 }
 
 /// Tells from lapin's error what the broker did not like.
-fn refused(mq: &Broker, error: lapin::Error) -> BrokerError {
+pub(super) fn refused(mq: &Broker, error: lapin::Error) -> BrokerError {
     const ACCESS_REFUSED: u16 = 403;
     const NOT_ALLOWED: u16 = 530;
     let ErrorKind::ProtocolError(amqp) = error.kind() else {

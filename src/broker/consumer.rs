@@ -10,26 +10,23 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use futures_util::{FutureExt, StreamExt};
-use lapin::Channel;
-use lapin::message::Delivery as Delivered;
-use lapin::options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicQosOptions};
-use lapin::types::FieldTable;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use super::acks::{Ack, Acks};
-use super::connection::Link;
+use super::acks::Acks;
+use super::connection::{self as link, Link};
 use super::intake::{Intake, Taken};
+use super::message::Delivered;
 use super::retry::Retry;
+use super::stream::Stream;
 use super::{BrokerError, drain, topology};
 use crate::clock;
 use crate::fanout::Fanout;
 use crate::metrics;
 use crate::router::Routed;
-use crate::settlement::{Settlement, Verdict};
+use crate::settlement::{Settlement, Verdict, Verdicts};
 
 /// How long all deliveries in hand may wait for the publisher before the consumer is renewed. A
 /// confirm takes milliseconds, or some hundred under load; renewing is two round trips.
@@ -91,7 +88,9 @@ impl Consumer {
         let settings = &self.intake.settings;
         topology::prepare_consumer(link, settings).await?;
         drain::look(link, &self.intake).await?;
-        let mut hand = Hand::start(self, link.channel().await?).await?;
+        let name = link::name(&self.bridge, metrics::Link::Consumer);
+        let stream = Stream::open(&settings.mq, &name).await?;
+        let mut hand = Hand::new(self, stream);
         self.up(true);
         info!(queue = settings.mq.queue, prefetch = hand.prefetch, "consuming commands");
         let mut drained = std::pin::pin!(drain.cancelled());
@@ -103,13 +102,12 @@ impl Consumer {
                 Some(verdict) = hand.settled.recv() => hand.judge(verdict),
                 // What comes next may be for one of those that have not had this yet.
                 () = tokio::task::yield_now(), if hand.fanout.is_some() => hand.fan_out(),
-                delivered = hand.deliveries.next(), if hand.fanout.is_none() => hand.take_up(delivered)?,
+                delivered = hand.stream.next(), if hand.fanout.is_none() => hand.take_up(delivered?)?,
                 () = clock::until(renew_at) => hand.renew().await?,
             }
             hand.take_what_is_ready()?;
             hand.acknowledge()?;
-            // lapin's stream knows nothing of tokio's budget: a full queue must not keep the other
-            // tasks of this thread waiting.
+            // A full queue must not keep the other tasks of this thread waiting.
             tokio::task::coop::consume_budget().await;
         }
         self.up(false);
@@ -125,10 +123,9 @@ impl Consumer {
 /// The deliveries of one channel.
 struct Hand<'a> {
     consumer: &'a Consumer,
-    channel: Channel,
-    deliveries: lapin::Consumer,
+    stream: Stream,
     acks: Acks,
-    verdicts: mpsc::Sender<Verdict>,
+    verdicts: Arc<Verdicts>,
     settled: mpsc::Receiver<Verdict>,
     prefetch: usize,
     stalled_max: usize,
@@ -139,48 +136,37 @@ struct Hand<'a> {
 }
 
 impl<'a> Hand<'a> {
-    async fn start(consumer: &'a Consumer, channel: Channel) -> Result<Self, BrokerError> {
-        let settings = &consumer.intake.settings;
-        let prefetch = settings.mq.prefetch.get();
-        let qos = channel.basic_qos(prefetch, BasicQosOptions { global: false }).await;
-        qos.map_err(BrokerError::during("setting the prefetch"))?;
-        let deliveries = subscribe(consumer, &channel).await?;
+    fn new(consumer: &'a Consumer, stream: Stream) -> Self {
+        let mq = &consumer.intake.settings.mq;
         let (prefetch, stalled_max) =
-            (usize::from(prefetch), usize::from(settings.mq.stalled_max.get()));
+            (usize::from(mq.prefetch.get()), usize::from(mq.stalled_max.get()));
         // Every delivery that can be unsettled fits, so that a verdict never waits.
         let (verdicts, settled) = mpsc::channel(prefetch + stalled_max);
-        let acks = Acks::default();
-        let waiting_since = None;
-        Ok(Self {
+        let verdicts = Verdicts::new(verdicts, consumer.intake.devices().metrics.clone());
+        let (acks, waiting_since, fanout) = (Acks::default(), None, None);
+        Self {
             consumer,
-            channel,
-            deliveries,
+            stream,
             acks,
             verdicts,
             settled,
             prefetch,
             stalled_max,
             waiting_since,
-            fanout: None,
-        })
+            fanout,
+        }
     }
 
-    /// Takes up what the consumer's stream gave. Its end and an error mean the same: start over.
-    fn take_up(&mut self, delivered: Option<lapin::Result<Delivered>>) -> Result<(), BrokerError> {
-        let Some(delivered) = delivered else {
-            return Err(BrokerError::Cancelled {
-                queue: self.consumer.intake.settings.mq.queue.clone(),
-            });
-        };
-        let delivered = delivered.map_err(BrokerError::during("consuming"))?;
-        let tag = delivered.delivery_tag;
+    /// Takes up a delivery.
+    fn take_up(&mut self, delivered: Delivered) -> Result<(), BrokerError> {
+        let tag = delivered.tag;
         if !self.acks.open(tag) {
             let error = std::io::Error::other(format!("delivery tag {tag} is out of order"));
             return Err(BrokerError::during("consuming")(error.into()));
         }
         let intake = &self.consumer.intake;
         let devices = intake.devices();
-        let settlement = Settlement::new(tag, self.verdicts.clone(), devices.metrics.clone());
+        let settlement = Settlement::new(tag, &self.verdicts);
         let settlement = match intake.take(delivered, settlement) {
             Taken::One(order) => {
                 let now = order.facts.origin.arrived.mono;
@@ -230,7 +216,7 @@ impl<'a> Hand<'a> {
                 self.judge(verdict);
             } else if self.fanout.is_some() {
                 break;
-            } else if let Some(delivered) = self.deliveries.next().now_or_never() {
+            } else if let Some(delivered) = self.stream.ready()? {
                 self.take_up(delivered)?;
             } else {
                 break;
@@ -239,20 +225,20 @@ impl<'a> Hand<'a> {
         Ok(())
     }
 
-    /// Queues the acknowledgements that are due. Waiting until they are on the wire would cost a
-    /// wake-up each; an error shows in the stream of deliveries.
+    /// Sends the acknowledgements that are due, as far as the connection takes them now.
     fn acknowledge(&mut self) -> Result<(), BrokerError> {
-        let channel = &self.channel;
-        let mut result = Ok(());
-        self.acks.take(|Ack { tag, multiple }| {
-            if let Some(Err(error)) =
-                channel.basic_ack(tag, BasicAckOptions { multiple }).now_or_never()
-            {
-                result = Err(BrokerError::during("acknowledging")(error));
+        self.consumer.intake.devices().metrics.unsettled(self.acks.open_count());
+        if self.acks.due() == 0 {
+            return Ok(());
+        }
+        let (stream, mut result) = (&mut self.stream, Ok(()));
+        self.acks.take(|ack| {
+            if let Err(error) = stream.acknowledge(ack) {
+                result = Err(error);
             }
         });
-        self.consumer.intake.devices().metrics.unsettled(self.acks.open_count());
-        result
+        result?;
+        self.stream.flush()
     }
 
     /// When to renew the consumer: at once if it has no credit left and devices that do not read
@@ -277,10 +263,10 @@ impl<'a> Hand<'a> {
     }
 
     async fn renew(&mut self) -> Result<(), BrokerError> {
-        self.cancel().await?;
+        self.stream.cancel().await?;
         // What the broker sent before it heard of the cancellation.
-        while let Some(delivered) = self.deliveries.next().await {
-            self.take_up(Some(delivered))?;
+        while let Some(delivered) = self.stream.ready()? {
+            self.take_up(delivered)?;
             while self.fanout.is_some() {
                 self.fan_out();
                 tokio::task::yield_now().await;
@@ -288,53 +274,28 @@ impl<'a> Hand<'a> {
         }
         self.acknowledge()?;
         self.acks.start_consumer();
-        self.deliveries = subscribe(self.consumer, &self.channel).await?;
+        self.stream.consume().await?;
         self.waiting_since = None;
         Ok(())
-    }
-
-    async fn cancel(&self) -> Result<(), BrokerError> {
-        let cancelled = self
-            .channel
-            .basic_cancel(self.deliveries.tag(), BasicCancelOptions { nowait: false })
-            .await;
-        cancelled.map_err(BrokerError::during("cancelling the consumer"))
     }
 
     /// Takes no more, and waits for the fate of what is in hand. What came and was not taken up
     /// goes back to the queue with the channel.
     async fn finish(mut self) -> Result<(), BrokerError> {
-        self.cancel().await?;
+        self.stream.cancel().await?;
+        self.stream.forget_early();
         while self.fanout.is_some() {
             self.fan_out();
             tokio::task::yield_now().await;
         }
         while self.acks.open_count() > 0 {
-            match self.settled.recv().await {
-                Some(verdict) => self.judge(verdict),
-                None => break,
+            tokio::select! {
+                Some(verdict) = self.settled.recv() => self.judge(verdict),
+                // Nothing is delivered any more; this keeps the connection alive.
+                delivered = self.stream.next() => drop(delivered?),
             }
-            // The connection is closed next: these have to be on the wire before.
-            let mut due = Vec::new();
-            self.acks.take(|ack| due.push(ack));
-            for Ack { tag, multiple } in due {
-                let acked = self.channel.basic_ack(tag, BasicAckOptions { multiple }).await;
-                acked.map_err(BrokerError::during("acknowledging"))?;
-            }
+            self.acknowledge()?;
         }
-        // The broker answers when it has taken all of these: a connection that is cut off, because closing
-        // it takes too long, takes with it what is still on the wire.
-        let closed = self.channel.close(200, "done".into()).await;
-        closed.map_err(BrokerError::during("closing the channel"))
+        self.stream.close().await
     }
-}
-
-async fn subscribe(consumer: &Consumer, channel: &Channel) -> Result<lapin::Consumer, BrokerError> {
-    let options =
-        BasicConsumeOptions { no_local: false, no_ack: false, exclusive: false, nowait: false };
-    let queue = consumer.intake.settings.mq.queue.as_str();
-    // The broker makes the tag: it is unique on the channel, renewed consumers included.
-    let consuming =
-        channel.basic_consume(queue.into(), "".into(), options, FieldTable::default()).await;
-    consuming.map_err(BrokerError::during("consuming"))
 }

@@ -57,7 +57,7 @@ pub(crate) struct Decoded {
 /// What a command is, but for whom it is for.
 #[derive(Debug, Clone)]
 pub(crate) struct Terms {
-    pub(crate) spoken: Arc<Spoken>,
+    pub(crate) spoken: Spoken,
     pub(crate) expires: Instant,
     pub(crate) if_offline: IfOffline,
     pub(crate) confirm: Confirm,
@@ -67,8 +67,8 @@ pub(crate) struct Terms {
 
 impl Terms {
     /// The command for one device.
-    pub(crate) fn with(&self, address: Address) -> Command {
-        let Self { spoken, expires, if_offline, confirm, timeout, once } = self.clone();
+    pub(crate) fn with(self, address: Address) -> Command {
+        let Self { spoken, expires, if_offline, confirm, timeout, once } = self;
         Command { address, spoken, expires, if_offline, confirm, timeout, once }
     }
 }
@@ -226,7 +226,7 @@ fn terms(
         .into());
     }
     let expires = expiry(ttl, stamps, now);
-    let spoken = Arc::new(Spoken::new(payload));
+    let spoken = Spoken::new(payload);
     Ok(Terms { spoken, expires, if_offline, confirm, timeout, once })
 }
 

@@ -13,7 +13,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use lapin::Channel;
-use lapin::message::{BasicGetMessage, Delivery as Delivered};
+use lapin::message::BasicGetMessage;
 use lapin::options::{BasicAckOptions, BasicGetOptions, BasicNackOptions, QueueDeclareOptions};
 use lapin::types::FieldTable;
 use tokio::sync::mpsc;
@@ -23,13 +23,13 @@ use tracing::warn;
 use super::BrokerError;
 use super::connection::Link;
 use super::intake::Intake;
-use super::message;
+use super::message::{self, Delivered};
 use super::topology::{self, NOT_FOUND};
 use crate::command::Address;
 use crate::device::Session;
 use crate::parking::Work;
 use crate::router::Routed;
-use crate::settlement::{Settlement, Verdict};
+use crate::settlement::{Settlement, Verdict, Verdicts};
 
 /// Devices that are fetched for at a time, on a channel each. The time goes by in round trips, so
 /// more would only make more channels.
@@ -159,7 +159,7 @@ struct Hand<'a> {
     intake: &'a Intake,
     channel: &'a Channel,
     address: &'a Address,
-    verdicts: mpsc::Sender<Verdict>,
+    verdicts: Arc<Verdicts>,
     settled: mpsc::Receiver<Verdict>,
     /// Commands in hand, with their numbers if this process has parked them.
     open: Vec<(u64, Option<u64>)>,
@@ -182,6 +182,7 @@ impl Drop for Hand<'_> {
 impl<'a> Hand<'a> {
     fn new(intake: &'a Intake, channel: &'a Channel, address: &'a Address) -> Self {
         let (verdicts, settled) = mpsc::channel(IN_HAND_MAX);
+        let verdicts = Verdicts::new(verdicts, intake.devices().metrics.clone());
         let (open, recent, returned) = (Vec::new(), VecDeque::new(), false);
         Self { intake, channel, address, verdicts, settled, open, recent, returned }
     }
@@ -212,7 +213,7 @@ impl<'a> Hand<'a> {
                     }
                     tokio::time::sleep(LOOK_AGAIN).await;
                 }
-                Ok(Some(got)) => self.take_up(got.delivery, session),
+                Ok(Some(got)) => self.take_up(got.delivery.into(), session),
                 Ok(None) if !self.open.is_empty() => self.wait().await?,
                 Ok(None) if session.finish_parked(devices) => return Ok(true),
                 Ok(None) if session.is_closed() => return Ok(false),
@@ -231,10 +232,10 @@ impl<'a> Hand<'a> {
     }
 
     fn take_up(&mut self, delivered: Delivered, session: &Arc<Session>) {
-        let tag = delivered.delivery_tag;
+        let tag = delivered.tag;
         let devices = self.intake.devices();
-        let settlement = Settlement::new(tag, self.verdicts.clone(), devices.metrics.clone());
-        let id = message::parked_id(&delivered.properties).map(Into::into);
+        let settlement = Settlement::new(tag, &self.verdicts);
+        let id = message::parked_id(&delivered.message.properties).map(Into::into);
         let (order, number) = self.intake.parked_order(delivered, self.address, settlement);
         self.open.push((tag, number));
         self.recent.extend(id);

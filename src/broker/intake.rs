@@ -5,10 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use lapin::message::Delivery as Delivered;
-
 use super::decode::{self, Decoded, Defaults, Invalid, Recipients};
-use super::message::Message;
+use super::message::{Delivered, Message};
 use crate::clock::Moment;
 use crate::command::{Address, Command};
 use crate::device::Devices;
@@ -51,8 +49,7 @@ impl Intake {
     /// Makes of a message from the command queue what it is. If it is no command, that is reported,
     /// and its settlement is given back if it may be settled at once.
     pub(super) fn take(&self, delivered: Delivered, settlement: Settlement) -> Taken {
-        let redelivered = delivered.redelivered;
-        let message = message(delivered);
+        let Delivered { redelivered, message, .. } = delivered;
         let arrived = Moment::now();
         let number = self.numbers.fetch_add(1, Ordering::Relaxed);
         let origin = Origin { redelivered, ..origin(message, arrived, number) };
@@ -87,8 +84,7 @@ impl Intake {
         address: &Address,
         settlement: Settlement,
     ) -> (Result<Order, Option<Settlement>>, Option<u64>) {
-        let redelivered = delivered.redelivered;
-        let mut message = message(delivered);
+        let Delivered { redelivered, mut message, .. } = delivered;
         // It came under the name of its device's queue. Its own is the one the broker, too, gives it
         // when it passes it on.
         message.routing_key = self.settings.mq.command_key().into();
@@ -158,9 +154,4 @@ fn origin(message: Message, arrived: Moment, number: u64) -> Origin {
         parked: false,
         shared: false,
     }
-}
-
-fn message(delivered: Delivered) -> Message {
-    let Delivered { routing_key, properties, data, .. } = delivered;
-    Message { body: data, properties, routing_key }
 }

@@ -3,6 +3,7 @@
 use std::hash::{Hash, Hasher};
 
 use lapin::BasicProperties;
+use lapin::message::Delivery;
 use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
 
 use super::decode::Stamps;
@@ -40,6 +41,23 @@ pub(super) fn parked_id(properties: &BasicProperties) -> Option<&str> {
         return None;
     };
     std::str::from_utf8(id.as_bytes()).ok()
+}
+
+/// A delivery that is to be settled.
+#[derive(Debug)]
+pub(super) struct Delivered {
+    pub(super) tag: u64,
+    /// Whether the broker has handed it to somebody before.
+    pub(super) redelivered: bool,
+    pub(super) message: Message,
+}
+
+impl From<Delivery> for Delivered {
+    fn from(delivery: Delivery) -> Self {
+        let Delivery { delivery_tag: tag, redelivered, routing_key, properties, data, .. } =
+            delivery;
+        Self { tag, redelivered, message: Message { body: data, properties, routing_key } }
+    }
 }
 
 /// A message as the broker delivered it.

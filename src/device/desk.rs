@@ -45,7 +45,7 @@ impl Port for Desk<'_> {
     }
 
     fn reply(&mut self, frame: &[u8]) {
-        self.session.tell(&frame.into(), self.devices);
+        self.session.tell(&Frame::copy_from_slice(frame), self.devices);
     }
 
     fn join(&mut self, group: &str) -> Result<usize, Reason> {
@@ -116,7 +116,7 @@ impl Session {
         if shared.closed || shared.end.is_some() {
             return;
         }
-        if shared.outbox.push(Arc::clone(frame), Instant::now()).is_err() {
+        if shared.outbox.push(frame.clone(), Instant::now()).is_err() {
             devices.metrics.message_dropped();
             return;
         }

@@ -79,14 +79,14 @@ mod tests {
     use super::*;
 
     fn frame(bytes: &[u8]) -> Frame {
-        bytes.into()
+        Frame::copy_from_slice(bytes)
     }
 
     #[test]
     fn frames_go_out_whole_and_in_order_however_little_the_socket_takes() {
         let (mut outbox, now) = (Outbox::default(), Instant::now());
         for frame in [&b"one"[..], b"four"] {
-            outbox.push(frame.into(), now).expect("room");
+            outbox.push(self::frame(frame), now).expect("room");
         }
         let mut sent = Vec::new();
         while let Some(byte) = outbox.next().and_then(|next| next.first().copied()) {

@@ -35,7 +35,7 @@ impl Session {
             && !shared.hold.greeting
             && shared.has_room_for(&order, now, &self.rules);
         let (order, taken) = if is_free {
-            match self.write_at_once(&mut shared, order, now, devices) {
+            match self.write_at_once(&mut shared, order, devices) {
                 Ok(offer) => return Ok(offer),
                 Err(unfinished) => unfinished,
             }

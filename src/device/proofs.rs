@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use super::answers::{Answers, LineIs, Rule};
 use super::tail::Tail;
+use crate::clock::Moment;
 use crate::command::{Confirm, Outcome};
 use crate::order::{Facts, Order, Steps};
 use crate::report::Fate;
@@ -64,8 +65,9 @@ impl Proofs {
     }
 
     /// The socket has taken the whole line of `order`. Gives it back if that is all it asks for.
-    pub(super) fn wrote(&mut self, order: Order, now: Instant) -> Option<Order> {
-        Steps::take(&order.facts.steps.written_ms);
+    pub(super) fn wrote(&mut self, order: Order, at: Moment) -> Option<Order> {
+        Steps::take(&order.facts.steps.written_ms, at);
+        let now = at.mono;
         let command = order.command();
         let (confirm, timeout) = (command.confirm, command.timeout);
         let weight = ENTRY_BYTES + order.facts.origin.size;
@@ -125,30 +127,35 @@ impl Proofs {
     }
 
     /// The device's TCP stack has acknowledged the stream up to `offset`: what that proves.
-    pub(super) fn acknowledged(&mut self, offset: u64, proved: &mut Vec<(Order, Fate)>) {
+    pub(super) fn acknowledged(
+        &mut self,
+        offset: u64,
+        at: Moment,
+        proved: &mut Vec<(Order, Fate)>,
+    ) {
         self.tail.acknowledge(offset);
         while let Some(sent) = self.tail.next_acknowledged() {
             match sent {
-                Sent::Settled(facts) => Steps::take(&facts.steps.acknowledged_ms),
+                Sent::Settled(facts) => Steps::take(&facts.steps.acknowledged_ms, at),
                 Sent::Past => {}
                 Sent::Open(order, _) => {
-                    Steps::take(&order.facts.steps.acknowledged_ms);
+                    Steps::take(&order.facts.steps.acknowledged_ms, at);
                     let outcome = match order.command().confirm {
                         Confirm::Received => Outcome::Received,
                         Confirm::Written | Confirm::Answered => Outcome::Written,
                     };
                     self.open -= 1;
-                    proved.push((order, Fate::delivered(outcome)));
+                    proved.push((order, Fate::delivered(outcome, at)));
                 }
             }
         }
     }
 
     /// The device has sent a line: what it is.
-    pub(super) fn line(&mut self, rule: &Rule, line: &[u8], now: Instant) -> LineIs<Order> {
-        let is = self.answers.line(rule, line, now);
+    pub(super) fn line(&mut self, rule: &Rule, line: &[u8], at: Moment) -> LineIs<Order> {
+        let is = self.answers.line(rule, line, at.mono);
         if let LineIs::Answer(order) = &is {
-            Steps::take(&order.facts.steps.answered_ms);
+            Steps::take(&order.facts.steps.answered_ms, at);
             self.open -= 1;
         }
         is

@@ -179,7 +179,7 @@ impl Session {
                 match receipt::take_event(&self.stream) {
                     Ok(Some(low)) => {
                         let offset = receipt::widen(low, shared.proofs.written());
-                        shared.proofs.acknowledged(offset, &mut proved);
+                        shared.proofs.acknowledged(offset, Moment::now(), &mut proved);
                     }
                     Ok(None) => ask = true,
                     // Empty. Any other error shows when the socket is read.
@@ -252,8 +252,7 @@ impl Session {
                 Ok(taken) => {
                     let is_out = shared.is_out(&order, from + taken);
                     if let Some(order) = shared.lane.wrote(order, from + taken, is_out, now) {
-                        if let Offer::Written(Some(settlement)) =
-                            self.wrote(shared, order, now, devices)
+                        if let Offer::Written(Some(settlement)) = self.wrote(shared, order, devices)
                         {
                             settlement.settle();
                         }
@@ -316,24 +315,24 @@ impl Session {
         }
         self.lines.fetch_add(1, Ordering::Relaxed);
         devices.metrics.uplink_line();
-        let is = {
-            let now = Instant::now();
+        let (is, at) = {
+            let at = Moment::now();
             let mut shared = self.lock();
             let is = if shared.hold.greeting {
                 LineIs::Uplink
             } else {
-                shared.proofs.line(&self.rules.answer, line, now)
+                shared.proofs.line(&self.rules.answer, line, at)
             };
             if std::mem::take(&mut shared.hold.greeting) || !matches!(is, LineIs::Uplink) {
                 // What waits in the lane may go on.
-                shared.lane.restart_clock(now);
+                shared.lane.restart_clock(at.mono);
                 self.wake.notify_one();
             }
-            is
+            (is, at)
         };
         let late = match is {
             LineIs::Answer(order) => {
-                devices.conclude(vec![(order, Fate::answered(line))]);
+                devices.conclude(vec![(order, Fate::answered(line, at))]);
                 return;
             }
             LineIs::Late => true,

@@ -225,7 +225,7 @@ impl Session {
             shared.hold.parked = true;
         }
         let (order, taken) = if shared.is_free(&order, now, &self.rules) {
-            match self.write_at_once(&mut shared, order, now, devices) {
+            match self.write_at_once(&mut shared, order, devices) {
                 Ok(offer) => return Ok(offer),
                 Err(unfinished) => unfinished,
             }
@@ -254,13 +254,10 @@ impl Session {
         self: &Arc<Self>,
         shared: &mut Shared,
         order: Order,
-        now: Instant,
         devices: &Devices,
     ) -> Result<Offer, (Order, usize)> {
         match self.write(shared, &order, 0, devices) {
-            Ok(taken) if shared.is_out(&order, taken) => {
-                Ok(self.wrote(shared, order, now, devices))
-            }
+            Ok(taken) if shared.is_out(&order, taken) => Ok(self.wrote(shared, order, devices)),
             Ok(taken) => Err((order, taken)),
             Err(error) => {
                 if error.kind() != io::ErrorKind::WouldBlock {
@@ -297,9 +294,9 @@ impl Session {
         self: &Arc<Self>,
         shared: &mut Shared,
         order: Order,
-        now: Instant,
         devices: &Devices,
     ) -> Offer {
+        let at = Moment::now();
         self.commands.fetch_add(1, Ordering::Relaxed);
         if !Proofs::needs_mark(&order) && order.command().confirm == Confirm::Written {
             if shared.proofs.in_flight() % ASK_EVERY == ASK_EVERY - 1 {
@@ -314,14 +311,14 @@ impl Session {
             devices.sweeper.remember(self, shared);
         }
         let before = shared.proofs.deadline();
-        let written = shared.proofs.wrote(order, now);
+        let written = shared.proofs.wrote(order, at);
         let deadline = shared.proofs.deadline();
         if deadline.is_some() && before.is_none_or(|before| deadline < Some(before)) {
             self.wake.notify_one();
         }
         match written {
             Some(order) => {
-                let fate = Fate::delivered(Outcome::Written);
+                let fate = Fate::delivered(Outcome::Written, at);
                 Offer::Written(devices.reporter.conclude(order, fate))
             }
             None => Offer::Waiting,
@@ -334,7 +331,8 @@ impl Session {
             let mut proved = Vec::new();
             let out = out + shared.transport.pending() as u64;
             let written = shared.proofs.written();
-            shared.proofs.acknowledged(written.saturating_sub(out), &mut proved);
+            let acknowledged = written.saturating_sub(out);
+            shared.proofs.acknowledged(acknowledged, Moment::now(), &mut proved);
             devices.conclude(proved);
         }
     }

@@ -128,7 +128,7 @@ fn timeline(facts: &Arc<Facts>, reporter: &Reporter) -> Timeline {
     Timeline {
         id: reporter.id(origin),
         address: command.address.to_string(),
-        line: command.spoken.payload.content.text().to_owned(),
+        line: command.spoken.payload().content.text().to_owned(),
         confirm: command.confirm.word().to_owned(),
         if_offline: command.if_offline.word().to_owned(),
         once: command.once,

@@ -190,14 +190,14 @@ fn a_backend_may_write_chat_messages_as_they_are() {
     let one =
         decoded(&format!(r#"{{"command_id":102,"chat_to":"5551",{rest}"#)).expect("a message");
     assert_eq!(one.recipients, Recipients::One(address("5551")));
-    let payload = &one.terms.spoken.payload;
+    let payload = one.terms.spoken.payload();
     assert_eq!((payload.content.text(), payload.from.as_deref()), ("hi", Some("shop")));
     let several = decoded(&format!(r#"{{"command_id":103,"chat_to":["5551",5552],{rest}"#))
         .expect("a message");
     assert_eq!(several.recipients, Recipients::These(vec![address("5551"), address("5552")]));
     let all = decoded(&format!(r#"{{"command_id":104,{rest}"#)).expect("a message");
     assert_eq!(
-        (all.recipients, all.terms.spoken.payload.reach),
+        (all.recipients, all.terms.spoken.payload().reach),
         (Recipients::AllInChat, Reach::All)
     );
     let wrong = decoded(&format!(r#"{{"command_id":105,{rest}"#)).expect_err("no such command");

@@ -1,0 +1,278 @@
+//! `Stream`: deliveries from one queue, on a connection that does nothing else.
+//!
+//! lapin reads and writes in a thread of its own, which costs three changes of thread for each command.
+//! This one is read and written by the task that polls it: the consumer's, which takes a delivery,
+//! writes to a device and acknowledges without leaving its thread. The codec is that of lapin.
+
+mod frames;
+mod handshake;
+mod wire;
+
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::io;
+use std::task::{Context, Poll, Waker, ready};
+
+use amq_protocol::frame::{AMQPContentHeader, AMQPFrame};
+use amq_protocol::protocol::basic::AMQPMethod as OfBasic;
+use amq_protocol::protocol::{AMQPClass, basic, channel, connection};
+use amq_protocol::types::{FieldTable, ShortString};
+use tokio::time::timeout;
+
+use self::frames::Frame;
+use self::wire::Wire;
+use super::BrokerError;
+use super::acks::Ack;
+use super::connection::{self as link, CLOSE_TIMEOUT};
+use super::message::{Delivered, Message};
+use crate::settings::Broker;
+
+/// The channel of what concerns the connection as a whole, and the only other one.
+const CONNECTION: u16 = 0;
+const CHANNEL: u16 = 1;
+/// Room made for a message's body before any of it has come: what a header says may not be true.
+const BODY_ROOM_MAX: u64 = 64 * 1024;
+
+/// Deliveries from one queue.
+pub(super) struct Stream {
+    wire: Wire,
+    queue: String,
+    /// The name of the consumer that runs.
+    tag: ShortString,
+    /// A delivery of which not all has come.
+    partial: Option<Partial>,
+    /// What came while something else was waited for.
+    early: VecDeque<Delivered>,
+}
+
+/// A delivery of which not all has come.
+struct Partial {
+    deliver: basic::Deliver,
+    header: Option<AMQPContentHeader>,
+    body: Vec<u8>,
+}
+
+/// What came.
+#[expect(clippy::large_enum_variant, reason = "a delivery is what comes, nearly always")]
+enum Came {
+    Delivered(Delivered),
+    Reply(AMQPClass),
+}
+
+impl Stream {
+    /// Opens a connection, which bears `name` in RabbitMQ's own lists, and consumes.
+    pub(super) async fn open(mq: &Broker, name: &str) -> Result<Self, BrokerError> {
+        let opening = async {
+            let socket = link::dial(mq, link::read_ca(mq)?, |_| Ok(())).await;
+            let mut stream = Self {
+                wire: Wire::new(socket.map_err(|(error, _)| error)?),
+                queue: mq.queue.clone(),
+                tag: ShortString::default(),
+                partial: None,
+                early: VecDeque::new(),
+            };
+            stream.agree(mq, name).await.map_err(|error| link::refused(mq, error))?;
+            stream.consume().await?;
+            Ok(stream)
+        };
+        let opened = timeout(mq.connect_timeout, opening).await;
+        opened.unwrap_or_else(|_| Err(link::silent(mq)))
+    }
+
+    /// Starts a consumer, with all its credit.
+    pub(super) async fn consume(&mut self) -> Result<(), BrokerError> {
+        let consume = basic::Consume {
+            queue: self.queue.as_str().into(),
+            // The broker makes the tag: it is unique on the channel, renewed consumers included.
+            consumer_tag: ShortString::default(),
+            no_local: false,
+            no_ack: false,
+            exclusive: false,
+            nowait: false,
+            arguments: FieldTable::default(),
+        };
+        let consuming = async {
+            self.put(CHANNEL, AMQPClass::Basic(OfBasic::Consume(consume)))?;
+            self.expect("basic.consume-ok", |reply| {
+                let AMQPClass::Basic(OfBasic::ConsumeOk(ok)) = reply else { return None };
+                Some(ok.consumer_tag)
+            })
+            .await
+        };
+        self.tag = consuming.await.map_err(BrokerError::during("consuming"))?;
+        Ok(())
+    }
+
+    /// Ends the consumer. What the broker sent before it heard of that is still given out.
+    pub(super) async fn cancel(&mut self) -> Result<(), BrokerError> {
+        let cancel = basic::Cancel { consumer_tag: self.tag.clone(), nowait: false };
+        let cancelling = async {
+            self.put(CHANNEL, AMQPClass::Basic(OfBasic::Cancel(cancel)))?;
+            self.expect("basic.cancel-ok", |reply| {
+                matches!(reply, AMQPClass::Basic(OfBasic::CancelOk(_))).then_some(())
+            })
+            .await
+        };
+        cancelling.await.map_err(BrokerError::during("cancelling the consumer"))
+    }
+
+    /// Forgets what has come and was not asked for: it goes back to the queue with the channel.
+    pub(super) fn forget_early(&mut self) {
+        self.early.clear();
+    }
+
+    /// The next delivery. Whoever waits here keeps the connection alive.
+    pub(super) async fn next(&mut self) -> Result<Delivered, BrokerError> {
+        poll_fn(|cx| self.poll_delivered(cx)).await
+    }
+
+    /// A delivery that is here already.
+    pub(super) fn ready(&mut self) -> Result<Option<Delivered>, BrokerError> {
+        match self.poll_delivered(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(delivered) => delivered.map(Some),
+            Poll::Pending => Ok(None),
+        }
+    }
+
+    /// Puts an acknowledgement behind what is to be sent.
+    pub(super) fn acknowledge(&mut self, Ack { tag, multiple }: Ack) -> Result<(), BrokerError> {
+        let ack = basic::Ack { delivery_tag: tag, multiple };
+        let put = self.put(CHANNEL, AMQPClass::Basic(OfBasic::Ack(ack)));
+        put.map_err(BrokerError::during("acknowledging"))
+    }
+
+    /// Sends what is to be sent, as far as that goes at once; `next` sends the rest.
+    pub(super) fn flush(&mut self) -> Result<(), BrokerError> {
+        match self.wire.poll_flush(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(Err(error)) => Err(BrokerError::during("acknowledging")(error.into())),
+            Poll::Ready(Ok(())) | Poll::Pending => Ok(()),
+        }
+    }
+
+    /// Closes it in good order. The broker answers when it has taken all that was said before; what it
+    /// delivered and was not acknowledged goes back to the queue.
+    pub(super) async fn close(mut self) -> Result<(), BrokerError> {
+        let (reply_code, reply_text) = (200, ShortString::from("done"));
+        let of_channel = channel::Close {
+            reply_code,
+            reply_text: reply_text.clone(),
+            class_id: 0,
+            method_id: 0,
+        };
+        let of_connection = connection::Close { reply_code, reply_text, class_id: 0, method_id: 0 };
+        let closing = async {
+            let close = channel::AMQPMethod::Close(of_channel);
+            self.put(CHANNEL, AMQPClass::Channel(close))?;
+            self.expect("channel.close-ok", |reply| {
+                matches!(reply, AMQPClass::Channel(channel::AMQPMethod::CloseOk(_))).then_some(())
+            })
+            .await?;
+            let close = connection::AMQPMethod::Close(of_connection);
+            self.put(CONNECTION, AMQPClass::Connection(close))?;
+            self.expect("connection.close-ok", |reply| {
+                matches!(reply, AMQPClass::Connection(connection::AMQPMethod::CloseOk(_)))
+                    .then_some(())
+            })
+            .await
+        };
+        let closed = timeout(CLOSE_TIMEOUT, closing).await;
+        let silent = || Err(io::Error::from(io::ErrorKind::TimedOut).into());
+        closed.unwrap_or_else(|_| silent()).map_err(BrokerError::during("closing the connection"))
+    }
+
+    fn put(&mut self, channel: u16, method: AMQPClass) -> lapin::Result<()> {
+        self.wire.put(&AMQPFrame::Method(channel, method))
+    }
+
+    /// Waits for the answer to what was put last.
+    async fn expect<T>(
+        &mut self,
+        what: &str,
+        take: impl Fn(AMQPClass) -> Option<T>,
+    ) -> lapin::Result<T> {
+        loop {
+            match poll_fn(|cx| self.poll_came(cx)).await? {
+                Came::Delivered(delivered) => self.early.push_back(delivered),
+                Came::Reply(reply) => {
+                    let said = format!("expected {what}, got {reply:?}");
+                    return take(reply).ok_or_else(|| io::Error::other(said).into());
+                }
+            }
+        }
+    }
+
+    fn poll_delivered(&mut self, cx: &mut Context<'_>) -> Poll<Result<Delivered, BrokerError>> {
+        if let Some(delivered) = self.early.pop_front() {
+            return Poll::Ready(Ok(delivered));
+        }
+        Poll::Ready(match ready!(self.poll_came(cx)) {
+            Ok(Came::Delivered(delivered)) => Ok(delivered),
+            Ok(Came::Reply(AMQPClass::Basic(OfBasic::Cancel(_)))) => {
+                Err(BrokerError::Cancelled { queue: self.queue.clone() })
+            }
+            Ok(Came::Reply(other)) => {
+                let said = format!("expected a delivery, got {other:?}");
+                Err(BrokerError::during("consuming")(io::Error::other(said).into()))
+            }
+            Err(error) => Err(BrokerError::during("consuming")(error)),
+        })
+    }
+
+    fn poll_came(&mut self, cx: &mut Context<'_>) -> Poll<lapin::Result<Came>> {
+        loop {
+            if let Some(came) = self.take_frames()? {
+                return Poll::Ready(Ok(came));
+            }
+            ready!(self.wire.poll_fill(cx))?;
+        }
+    }
+
+    /// Takes up frames that have come until they make something whole.
+    fn take_frames(&mut self) -> lapin::Result<Option<Came>> {
+        while let Some(frame) = self.wire.next()? {
+            match frame {
+                Frame::Method(_, AMQPClass::Basic(OfBasic::Deliver(deliver))) => {
+                    self.partial = Some(Partial { deliver, header: None, body: Vec::new() });
+                }
+                Frame::Method(channel, method) => {
+                    self.wire.refuse_end(channel, &method)?;
+                    return Ok(Some(Came::Reply(method)));
+                }
+                Frame::Header(_, header) => {
+                    let partial = self.partial.as_mut().ok_or_else(out_of_place)?;
+                    let room = header.body_size.min(BODY_ROOM_MAX);
+                    partial.body.reserve_exact(usize::try_from(room).unwrap_or_default());
+                    partial.header = Some(header);
+                }
+                Frame::Body(_, bytes) => {
+                    let partial = self.partial.as_mut().ok_or_else(out_of_place)?;
+                    partial.body.extend_from_slice(bytes);
+                }
+                Frame::Heartbeat => continue,
+            }
+            if let Some(partial) = self.partial.take_if(|partial| partial.is_whole()) {
+                return partial.delivered().map(Came::Delivered).map(Some);
+            }
+        }
+        Ok(None)
+    }
+}
+
+impl Partial {
+    fn is_whole(&self) -> bool {
+        let header = self.header.as_ref();
+        header.is_some_and(|header| self.body.len() as u64 >= header.body_size)
+    }
+
+    fn delivered(self) -> lapin::Result<Delivered> {
+        let Self { deliver, header, body } = self;
+        let header = header.filter(|header| header.body_size == body.len() as u64);
+        let properties = header.ok_or_else(out_of_place)?.properties;
+        let message = Message { body, properties, routing_key: deliver.routing_key };
+        Ok(Delivered { tag: deliver.delivery_tag, redelivered: deliver.redelivered, message })
+    }
+}
+
+fn out_of_place() -> lapin::Error {
+    io::Error::other("the broker sent a message's parts out of their order").into()
+}
