@@ -1,8 +1,10 @@
 //! The broker side: the only part that knows lapin.
 //!
-//! Two connections, because a broker under a memory or disk alarm blocks whatever has published,
-//! acknowledgements included: one consumes and acknowledges, one publishes. Each is rebuilt from
-//! nothing after any trouble; what the other does, and the devices, go on meanwhile.
+//! What publishes has a connection of its own, because a broker under a memory or disk alarm blocks
+//! such a connection as a whole, acknowledgements included. What consumes has two, which live and end
+//! together: one for commands and their acknowledgements alone, which the consumer reads and writes
+//! itself, and one of lapin's for the topology and for what is parked. Each side is rebuilt from nothing
+//! after any trouble; what the other does, and the devices, go on meanwhile.
 
 mod acks;
 pub mod client;

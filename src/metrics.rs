@@ -15,7 +15,7 @@ use prometheus_client::registry::Registry;
 use crate::command::Outcome;
 use crate::device::{EndReason, Refusal};
 
-/// Which of the two broker connections.
+/// Which side of the broker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Link {
     /// The one that consumes commands and acknowledges them.
@@ -116,7 +116,7 @@ impl Devices {
 impl Broker {
     fn new(r: &mut Registry) -> Self {
         let up = Family::<Labels, Gauge>::default();
-        r.register("broker_up", "Whether each of the two broker connections works.", up.clone());
+        r.register("broker_up", "Whether the connections to the broker work, of the side that consumes and of the one that publishes.", up.clone());
         let up = [Link::Consumer, Link::Publisher]
             .map(|link| up.get_or_create_owned(&[("connection", link.label())]));
         let blocked = gauge(

@@ -30,7 +30,7 @@ pub async fn send(
     mut receipt: impl FnMut(&[u8]) -> bool,
 ) -> Result<bool, BrokerError> {
     let mq = &settings.mq;
-    let link = Link::open(mq, "send", metrics::Link::Publisher).await?;
+    let link = Link::open(mq, "send", "publisher").await?;
     let channel = link.channel().await?;
     // Replies come to the channel that published, without acknowledgement.
     let options =
@@ -87,7 +87,7 @@ pub async fn watch(
     settings: &Settings,
     key: &str,
 ) -> Result<impl Stream<Item = Result<Vec<u8>, BrokerError>> + use<>, BrokerError> {
-    let link = Link::open(&settings.mq, "watch", metrics::Link::Consumer).await?;
+    let link = Link::open(&settings.mq, "watch", "consumer").await?;
     let channel = link.channel().await?;
     let exclusive = QueueDeclareOptions {
         passive: false,

@@ -19,7 +19,6 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::BrokerError;
-use crate::metrics;
 use crate::settings::Broker;
 
 /// A close that the broker does not answer is cut off after this: the connection is of no use then.
@@ -43,7 +42,7 @@ impl Link {
     pub(super) async fn open(
         mq: &Broker,
         bridge: &str,
-        purpose: metrics::Link,
+        purpose: &str,
     ) -> Result<Self, BrokerError> {
         let ca = read_ca(mq)?;
         let socket: Slot<Socket> = Slot::default();
@@ -121,8 +120,8 @@ impl Drop for Link {
 }
 
 /// What a connection is called in RabbitMQ's own lists.
-pub(super) fn name(bridge: &str, purpose: metrics::Link) -> String {
-    format!("rabbitline {bridge} {}", purpose.label())
+pub(super) fn name(bridge: &str, purpose: &str) -> String {
+    format!("rabbitline {bridge} {purpose}")
 }
 
 /// Host and port, as errors name them.

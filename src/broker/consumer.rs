@@ -64,7 +64,8 @@ impl Consumer {
         give_up: &CancellationToken,
     ) -> Result<(), BrokerError> {
         let settings = &self.intake.settings;
-        let opening = Link::open(&settings.mq, &self.bridge, metrics::Link::Consumer);
+        // For what is looked at and declared, and for what is parked.
+        let opening = Link::open(&settings.mq, &self.bridge, "parked");
         let link = tokio::select! {
             () = drain.cancelled() => return Ok(()),
             link = opening => link?,
@@ -88,7 +89,7 @@ impl Consumer {
         let settings = &self.intake.settings;
         topology::prepare_consumer(link, settings).await?;
         drain::look(link, &self.intake).await?;
-        let name = link::name(&self.bridge, metrics::Link::Consumer);
+        let name = link::name(&self.bridge, "consumer");
         let stream = Stream::open(&settings.mq, &name).await?;
         let mut hand = Hand::new(self, stream);
         self.up(true);

@@ -115,7 +115,7 @@ impl Publisher {
     }
 
     async fn attempt(&mut self, finish: &CancellationToken) -> Result<(), BrokerError> {
-        let link = Link::open(&self.settings.mq, &self.bridge, metrics::Link::Publisher).await?;
+        let link = Link::open(&self.settings.mq, &self.bridge, "publisher").await?;
         let prepared = tokio::select! {
             prepared = self.prepare(&link) => prepared,
             error = link.lost() => Err(error),

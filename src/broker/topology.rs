@@ -34,7 +34,7 @@ enum Missing {
 /// Connects as the bridge would and looks at what it needs, without changing anything. Gives one
 /// sentence for each thing that is missing and would be declared.
 pub async fn check(settings: &Settings) -> Result<Vec<String>, BrokerError> {
-    let link = Link::open(&settings.mq, &settings.bridge_name(), metrics::Link::Consumer).await?;
+    let link = Link::open(&settings.mq, &settings.bridge_name(), "consumer").await?;
     let looked = async {
         let mut found = for_consumer(&link, settings, Missing::Tell).await?;
         found.extend(for_publisher(&link, settings, Missing::Tell).await?);
