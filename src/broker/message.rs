@@ -122,10 +122,12 @@ impl Message {
     }
 
     /// The properties of a receipt: what lets the sender recognise its command. `CC` and `BCC` would
-    /// have the broker route it to further queues.
+    /// have the broker route it to further queues. It is persistent: the command is acknowledged once
+    /// it is confirmed, so in a durable queue it has to outlive the broker as the command would have.
     pub(super) fn receipt_properties(&self) -> BasicProperties {
         let mut properties = BasicProperties::default()
             .with_content_type("application/json".into())
+            .with_delivery_mode(PERSISTENT)
             .with_headers(self.headers(&["CC", "BCC"]));
         if let Some(id) = self.properties.correlation_id() {
             properties = properties.with_correlation_id(id.clone());

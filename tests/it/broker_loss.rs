@@ -54,6 +54,29 @@ fn crash_mid_stream(queue_type: &str) -> usize {
 }
 
 #[test]
+fn a_receipt_in_a_durable_queue_outlives_a_crash_of_the_broker() {
+    let mut scene = Scene::alone("receipt-crash");
+    let receipts = format!("{}.receipts", scene.queue());
+    scene.declare();
+    scene.amqp.declare_queue(&receipts, &[]);
+    let bridge = scene.setup().start();
+    let _device = bridge.device("127.0.0.2");
+    let properties = persistent().with_reply_to(receipts.as_str().into());
+    scene.publish_with(command("127.0.0.2", "ON").to_string().as_bytes(), properties);
+    // The command is acknowledged once its receipt is confirmed.
+    scene.until_drained(&bridge);
+    bridge.until_metric("rabbitline_commands_total{outcome=\"written\"}", |count| count == 1.0);
+    // Nobody may be there to tell it once more.
+    assert_eq!(bridge.terminate().code, Some(0));
+
+    scene.broker.sync();
+    scene.broker.kill();
+    scene.restart_broker();
+
+    assert_eq!(scene.amqp.consume(&receipts).next().json()["outcome"], "written");
+}
+
+#[test]
 fn connections_cut_by_the_operator_cost_only_repeats_of_commands_in_hand() {
     const DEVICES: usize = 20;
     let mut scene = Scene::alone("cut");
