@@ -33,7 +33,8 @@ pub(crate) fn rfc3339(ms: u64) -> String {
 /// Waits for `moment`, for ever if there is none.
 pub(crate) async fn until(moment: Option<Instant>) {
     match moment {
-        Some(moment) => tokio::time::sleep_until(moment).await,
+        // Most have nothing to wait for, and then hold no timer.
+        Some(moment) => Box::pin(tokio::time::sleep_until(moment)).await,
         None => std::future::pending().await,
     }
 }

@@ -40,7 +40,13 @@ struct Counts {
 #[derive(Debug)]
 pub(crate) struct Ticket {
     /// None where nothing is counted.
-    counted: Option<(Arc<Gate>, IpAddr)>,
+    counted: Option<Box<Counted>>,
+}
+
+#[derive(Debug)]
+struct Counted {
+    gate: Arc<Gate>,
+    ip: IpAddr,
 }
 
 /// Why a connection may not come in.
@@ -74,7 +80,7 @@ impl Gate {
         }
         *counts.by_ip.entry(ip).or_default() += 1;
         *counts.by_net.entry(network(ip)).or_default() += 1;
-        Ok(Ticket { counted: Some((Arc::clone(self), ip)) })
+        Ok(Ticket { counted: Some(Box::new(Counted { gate: Arc::clone(self), ip })) })
     }
 
     fn lock(&self) -> MutexGuard<'_, Counts> {
@@ -84,7 +90,7 @@ impl Gate {
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        let Some((gate, ip)) = &self.counted else { return };
+        let Some(Counted { gate, ip }) = self.counted.as_deref() else { return };
         let mut counts = gate.lock();
         one_less(&mut counts.by_ip, *ip);
         one_less(&mut counts.by_net, network(*ip));

@@ -15,7 +15,6 @@ use tokio::time::{Instant, timeout_at};
 use super::BrokerError;
 use super::connection::Link;
 use crate::clock::Moment;
-use crate::metrics;
 use crate::settings::Settings;
 
 /// RabbitMQ's pseudo-queue for replies that need no queue of their own.

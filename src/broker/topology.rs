@@ -14,7 +14,6 @@ use tracing::{info, warn};
 
 use super::BrokerError;
 use super::connection::Link;
-use crate::metrics;
 use crate::settings::{QueueType, Settings};
 
 pub(super) const NOT_FOUND: u16 = 404;

@@ -79,6 +79,11 @@ impl<T> Answers<T> {
         Self { awaited: VecDeque::new(), late: VecDeque::new(), in_doubt_until: None }
     }
 
+    /// Whether there is nothing to remember.
+    pub(super) fn is_idle(&self) -> bool {
+        self.awaited.is_empty() && self.late.is_empty() && self.in_doubt_until.is_none()
+    }
+
     /// Whether one more command that wants an answer may be written now.
     pub(super) fn may_begin(&self, rule: &Rule, now: Instant) -> bool {
         rule.with_ids()

@@ -23,7 +23,8 @@ const ENTRY_BYTES: usize = 512;
 #[derive(Debug)]
 pub(super) struct Proofs {
     tail: Tail<Sent>,
-    answers: Answers<Order>,
+    /// None while none is awaited: an idle device holds no memory for them.
+    answers: Option<Box<Answers<Order>>>,
     /// When to look for commands whose time has run out: not later than the first of them does.
     deadline: Option<Instant>,
     /// Orders in tail and answers that are not settled.
@@ -51,7 +52,7 @@ pub(super) enum Unproved {
 
 impl Proofs {
     pub(super) fn new() -> Self {
-        Self { tail: Tail::new(), answers: Answers::new(), deadline: None, open: 0 }
+        Self { tail: Tail::new(), answers: None, deadline: None, open: 0 }
     }
 
     /// Whether the kernel is to tell when `order` is acknowledged.
@@ -74,7 +75,8 @@ impl Proofs {
         match confirm {
             Confirm::Answered => {
                 let facts = Arc::clone(&order.facts);
-                self.answers.begin(order, facts.origin.id.as_deref(), timeout, now);
+                let answers = self.answers.get_or_insert_with(|| Box::new(Answers::new()));
+                answers.begin(order, facts.origin.id.as_deref(), timeout, now);
                 self.opened(Some(now + timeout));
                 None
             }
@@ -123,7 +125,7 @@ impl Proofs {
 
     /// Whether a command that wants an answer may be written now.
     pub(super) fn may_ask(&self, rule: &Rule, now: Instant) -> bool {
-        self.answers.may_begin(rule, now)
+        self.answers.as_ref().is_none_or(|answers| answers.may_begin(rule, now))
     }
 
     /// The device's TCP stack has acknowledged the stream up to `offset`: what that proves.
@@ -153,11 +155,13 @@ impl Proofs {
 
     /// The device has sent a line: what it is.
     pub(super) fn line(&mut self, rule: &Rule, line: &[u8], at: Moment) -> LineIs<Order> {
-        let is = self.answers.line(rule, line, at.mono);
+        let Some(answers) = &mut self.answers else { return LineIs::Uplink };
+        let is = answers.line(rule, line, at.mono);
         if let LineIs::Answer(order) = &is {
             Steps::take(&order.facts.steps.answered_ms, at);
             self.open -= 1;
         }
+        self.answers.take_if(|answers| answers.is_idle());
         is
     }
 
@@ -171,13 +175,18 @@ impl Proofs {
         if self.deadline.is_none_or(|deadline| now < deadline) {
             return;
         }
-        while let Some(order) = self.answers.next_expired(rule, now) {
+        while let Some(order) =
+            self.answers.as_mut().and_then(|answers| answers.next_expired(rule, now))
+        {
             let fate = Fate::new(Outcome::Unanswered, "no answer came in time");
             given_up.push((order, fate));
             self.open -= 1;
         }
-        self.answers.forget_doubt(now);
-        let mut next = self.answers.deadline();
+        if let Some(answers) = &mut self.answers {
+            answers.forget_doubt(now);
+        }
+        self.answers.take_if(|answers| answers.is_idle());
+        let mut next = self.answers.as_ref().and_then(|answers| answers.deadline());
         for sent in self.tail.iter_mut() {
             match sent {
                 Sent::Open(_, Some(deadline)) if *deadline <= now => {
@@ -207,8 +216,8 @@ impl Proofs {
             Sent::Open(other, _) if repeats(other) => Some(other),
             Sent::Open(..) | Sent::Settled(_) | Sent::Past => None,
         });
-        let Some(other) = in_tail.or_else(|| self.answers.iter_mut().find(|other| repeats(other)))
-        else {
+        let mut awaited = self.answers.iter_mut().flat_map(|answers| answers.iter_mut());
+        let Some(other) = in_tail.or_else(|| awaited.find(|other| repeats(other))) else {
             return Err(order);
         };
         std::mem::replace(&mut other.settlement, order.settlement).hand_back();
@@ -225,7 +234,8 @@ impl Proofs {
             Sent::Past => None,
         };
         let tail = self.tail.take().filter_map(unproved);
-        let mut all: Vec<Unproved> = tail.chain(self.answers.take().map(Unproved::Open)).collect();
+        let awaited = self.answers.take().into_iter().flat_map(|mut answers| answers.take());
+        let mut all: Vec<Unproved> = tail.chain(awaited.map(Unproved::Open)).collect();
         // A stable sort by the moment of writing would not do: milliseconds are too coarse.
         all.sort_by_key(|unproved| match unproved {
             Unproved::Settled(facts) => facts.origin.number,
