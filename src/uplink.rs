@@ -4,6 +4,7 @@
 //! away or slow for too long the newest lines are dropped, counted, and said once in the log.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use base64::Engine;
@@ -24,6 +25,8 @@ struct Event<'a> {
     address: String,
     epoch: u64,
     bridge: &'a str,
+    /// Names the line among those of this process. One that is left out was dropped.
+    number: u64,
     at: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     line: Option<&'a str>,
@@ -40,6 +43,7 @@ pub struct Uplink {
     bridge: Arc<str>,
     work: Arc<Notify>,
     metrics: Metrics,
+    numbers: AtomicU64,
     bytes_max: usize,
     /// Held for one push or pop, never across an await.
     queue: Mutex<Queue>,
@@ -55,7 +59,8 @@ struct Queue {
 impl Uplink {
     /// An empty queue; `work` is told when there is something to publish.
     pub(crate) fn new(bridge: Arc<str>, work: Arc<Notify>, metrics: Metrics) -> Self {
-        Self { bridge, work, metrics, bytes_max: QUEUE_BYTES_MAX, queue: Mutex::default() }
+        let (numbers, queue) = (AtomicU64::new(1), Mutex::default());
+        Self { bridge, work, metrics, numbers, bytes_max: QUEUE_BYTES_MAX, queue }
     }
 
     /// Takes up a line that a device sent. `late` marks an answer to a command that was given up.
@@ -65,6 +70,7 @@ impl Uplink {
             address: address.to_string(),
             epoch,
             bridge: &self.bridge,
+            number: self.numbers.fetch_add(1, Ordering::Relaxed),
             at: clock::rfc3339(Moment::now().wall_ms),
             line,
             line_base64,

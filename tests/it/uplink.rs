@@ -24,7 +24,7 @@ fn each_line_a_device_sends_is_an_event() {
     let event = event.json();
     let epoch = bridge.devices("")["devices"][0]["epoch"].clone();
     let expected = json!({
-        "address": "127.0.0.2", "epoch": epoch, "bridge": "bridge-under-test", "at": event["at"], "line": "HALF ÜBER",
+        "address": "127.0.0.2", "epoch": epoch, "bridge": "bridge-under-test", "number": event["number"], "at": event["at"], "line": "HALF ÜBER",
     });
     assert_eq!(event, expected, "these fields and no others");
     bridge.until_metric("rabbitline_uplink_lines_total", |count| count == 3.0);
