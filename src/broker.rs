@@ -8,6 +8,7 @@
 
 mod acks;
 pub mod client;
+mod collector;
 mod connection;
 mod consumer;
 pub(crate) mod decode;
@@ -21,12 +22,14 @@ mod retry;
 mod stream;
 mod topology;
 
+pub(crate) use collector::{Collector, Keeper, Letter};
 pub(crate) use consumer::Consumer;
 pub(crate) use decode::{Recipients, Terms};
 pub(crate) use intake::Intake;
 pub(crate) use jobs::Jobs;
 pub use message::Message;
 pub(crate) use publisher::Publisher;
+pub(crate) use retry::Retry;
 pub use topology::check;
 
 /// What went wrong with the broker: one sentence that names the object and what to change.

@@ -3,6 +3,7 @@
 mod check;
 mod device;
 mod explain;
+mod record;
 mod send;
 mod serve;
 mod signals;
@@ -53,6 +54,10 @@ enum Command {
     Device(device::Args),
     /// Print every device that comes and goes, live
     Watch(watch::Args),
+    /// Keep what bridges tell in a database, SQLite or PostgreSQL
+    ///
+    /// A process of its own: bridges need nothing of it. docs/recorder.md has the tables.
+    Record,
     /// Tell what happened to a command, or to a device, lately
     ///
     /// Asks the bridge that runs here, at HTTP_LISTEN. Exits with 0 if it remembers, 1 if not, 69 if it
@@ -96,6 +101,7 @@ pub fn run() -> ExitCode {
     let threads = usize::from(settings.process.runtime_threads.get());
     match cli.command {
         None | Some(Command::Serve) => on_runtime(threads, serve::run(settings)),
+        Some(Command::Record) => on_runtime(1, record::run(settings)),
         Some(Command::Check) => on_runtime(1, check::run(settings)),
         Some(Command::Send(args)) => on_runtime(1, send::run(settings, args)),
         Some(Command::Watch(args)) => on_runtime(1, watch::run(settings, args)),

@@ -41,6 +41,8 @@ pub mod bridge;
 pub mod http;
 pub mod metrics;
 
+mod record;
+
 pub mod cli;
 
 mod systemd;

@@ -6,6 +6,7 @@
 
 mod check;
 mod listeners;
+mod record;
 mod table;
 mod value;
 
@@ -14,9 +15,10 @@ use std::ffi::OsString;
 use std::fmt;
 
 pub use listeners::Listener;
+pub use record::{DatabaseUrl, Keep, Kinds};
 pub use table::{
-    Access, Broker, CommandDefaults, Device, GroupSettings, Http, Process, Redis, Setting, Source,
-    table,
+    Access, Broker, CommandDefaults, Device, GroupSettings, Http, Process, Record, Redis, Setting,
+    Source, table,
 };
 pub use value::{
     CertificateName, Confirm, Identity, IfOffline, LineEnding, LineMax, Listen, LogFormat,
@@ -40,6 +42,8 @@ pub struct Settings {
     pub redis: Redis,
     /// `SOURCE_…`
     pub source: Source,
+    /// `RECORD_…`
+    pub record: Record,
     /// `HTTP_…`
     pub http: Http,
     /// The rest.
@@ -67,6 +71,7 @@ const OUR_PREFIXES: &[&str] = &[
     "COMMAND_",
     "GROUPS_",
     "SOURCE_",
+    "RECORD_",
     "HTTP_LISTEN",
     "BRIDGE_",
     "SHUTDOWN_",
@@ -96,17 +101,21 @@ impl Settings {
         let groups = GroupSettings::read(&given, &mut errors);
         let redis = Redis::read(&given, &mut errors);
         let source = Source::read(&given, &mut errors);
+        let record = Record::read(&given, &mut errors);
         let http = Http::read(&given, &mut errors);
         let process = Process::read(&given, &mut errors);
         let (Some(mut mq), Some(command), Some(http), Some(process)) = (mq, command, http, process)
         else {
             return Err(SettingsErrors(errors));
         };
-        let (Some(groups), Some(redis), Some(source)) = (groups, redis, source) else {
+        let (Some(groups), Some(redis), Some(source), Some(mut record)) =
+            (groups, redis, source, record)
+        else {
             return Err(SettingsErrors(errors));
         };
         check::read_password_file(&mut mq, given.contains_key("MQ_PASSWORD"), &mut errors);
         check::broker(&mq, &mut errors);
+        record::read_password_file(&mut record, &mut errors);
         if !errors.is_empty() {
             return Err(SettingsErrors(errors));
         }
@@ -118,6 +127,7 @@ impl Settings {
             groups,
             redis,
             source,
+            record,
             http,
             process,
             queue_type_is_set,

@@ -1,5 +1,6 @@
-//! `Retry`: the wait between an attempt on a broker connection and the next.
+//! `Retry`: the wait between an attempt on a connection and the next.
 
+use std::fmt::Display;
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
@@ -7,7 +8,6 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::BrokerError;
 use crate::metrics;
 
 /// First and longest wait between two attempts. The jitter adds up to as much again, so the real
@@ -18,8 +18,8 @@ const WAIT_MAX: Duration = Duration::from_secs(5);
 const STEADY: Duration = Duration::from_secs(10);
 
 /// The waits of one connection.
-pub(super) struct Retry {
-    link: metrics::Link,
+pub(crate) struct Retry {
+    connection: &'static str,
     waits: ExponentialBackoff,
     began: Instant,
 }
@@ -27,16 +27,21 @@ pub(super) struct Retry {
 impl Retry {
     /// For a first attempt that begins now.
     pub(super) fn new(link: metrics::Link) -> Self {
-        Self { link, waits: waits(), began: Instant::now() }
+        Self::of(link.label())
+    }
+
+    /// The same on a connection that is named so in the log.
+    pub(crate) fn of(connection: &'static str) -> Self {
+        Self { connection, waits: waits(), began: Instant::now() }
     }
 
     /// Says why the attempt failed, and waits until the next may begin. False if `stop` came first.
-    pub(super) async fn wait(&mut self, error: &BrokerError, stop: &CancellationToken) -> bool {
+    pub(crate) async fn wait(&mut self, error: &impl Display, stop: &CancellationToken) -> bool {
         if self.began.elapsed() >= STEADY {
             self.waits = waits();
         }
         let wait = self.waits.next().unwrap_or(WAIT_MAX);
-        warn!(connection = self.link.label(), retry_in_ms = wait.as_millis(), "{error}");
+        warn!(connection = self.connection, retry_in_ms = wait.as_millis(), "{error}");
         tokio::select! {
             () = stop.cancelled() => return false,
             () = tokio::time::sleep(wait) => {}

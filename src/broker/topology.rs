@@ -54,6 +54,28 @@ pub(super) async fn prepare_publisher(link: &Link, settings: &Settings) -> Resul
     for_publisher(link, settings, Missing::Declare).await.map(|_| ())
 }
 
+/// Sees to what the recorder needs: the events exchange, its own queue, and a binding for each kind of
+/// event it is to have.
+pub(super) async fn prepare_collector(link: &Link, settings: &Settings) -> Result<(), BrokerError> {
+    let (mq, record) = (&settings.mq, &settings.record);
+    let events = exchange(link, &mq.events_exchange, ExchangeKind::Topic, Missing::Declare).await?;
+    if events == Found::Existing {
+        hold_to_topic(link, &mq.events_exchange).await?;
+    }
+    let queue = queue(link, &record.queue, mq.queue_type, Missing::Declare).await?;
+    let both_existed = events == Found::Existing && queue == Found::Existing;
+    let kinds = [
+        ("presence.#", true),
+        ("bridge.#", true),
+        ("outcome.#", record.kinds.outcome),
+        ("uplink.#", record.kinds.uplink),
+    ];
+    for (key, _) in kinds.into_iter().filter(|(_, wanted)| *wanted) {
+        bind(link, &record.queue, &mq.events_exchange, key, both_existed).await?;
+    }
+    Ok(())
+}
+
 async fn for_consumer(
     link: &Link,
     settings: &Settings,

@@ -40,7 +40,7 @@ pub(super) async fn run(settings: Settings) -> ExitCode {
 
 /// A panic is a bug. Half a bridge that goes on, with a part of it dead, would be worse than none:
 /// the service manager starts a whole one, and the broker delivers again what was in hand.
-fn end_on_panic() {
+pub(super) fn end_on_panic() {
     let tell = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         tell(panic);

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use super::record::{DatabaseUrl, Keep, Kinds};
 use super::value::{
     CertificateName, Confirm, Field, Identity, IfOffline, LineEnding, LineMax, Listen, LogFormat,
     Networks, Pattern, Protocol, QueueType, Second, Secret, Size, Switch,
@@ -167,6 +168,18 @@ section! {
 }
 
 section! {
+    /// The recorder, a process of its own.
+    Record, RawRecord, RECORD_ROWS, "RECORD_";
+    database: DatabaseUrl = "RECORD_DATABASE", "sqlite:rabbitline.db", "Where `rabbitline record` keeps what it records: `sqlite:FILE`, made if it is missing, or `postgres://USER@HOST/DATABASE`.";
+    database_password_file: Option<PathBuf> = "RECORD_DATABASE_PASSWORD_FILE", "", "File that holds the password of the user in `RECORD_DATABASE`; read once at start, a newline at its end is not part of it.";
+    queue: String = "RECORD_QUEUE", "device-record", "Queue that `rabbitline record` consumes events from; declared durable if it is missing, and bound to `MQ_EVENTS_EXCHANGE`.";
+    kinds: Kinds = "RECORD_KINDS", "presence", "What is recorded, with commas between: `presence` (always), `outcome`, `uplink`.";
+    batch: NonZeroU16 = "RECORD_BATCH", "500", "Events in one transaction at most, 1 to 65535.";
+    flush: Duration = "RECORD_FLUSH", "200ms", "How long an event may wait for others to share its transaction with.";
+    keep: Option<Keep> = "RECORD_KEEP", "", "How long ended connections, settled commands and lines are kept, as in `30d`; unset: for ever.";
+}
+
+section! {
     /// The HTTP side.
     Http, RawHttp, HTTP_ROWS, "HTTP_";
     listen: SocketAddr = "HTTP_LISTEN", "127.0.0.1:9123", "Address and port of `/livez`, `/readyz`, `/metrics` and `/devices`.";
@@ -192,6 +205,7 @@ pub fn table() -> impl Iterator<Item = &'static Setting> {
         GROUP_ROWS,
         REDIS_ROWS,
         SOURCE_ROWS,
+        RECORD_ROWS,
         HTTP_ROWS,
         PROCESS_ROWS,
     ]

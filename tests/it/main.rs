@@ -2,7 +2,7 @@
 //!
 //! Run by `cargo test --test it` (`./dev test` does), not by nextest: nextest gives each test a process of its own, and
 //! each would start a node (four seconds and a hundred megabytes); here most tests share one. A test that kills or
-//! blocks the broker has a node to itself. Needs Debian's `rabbitmq-server` and `redis-server`; the tests of links that go dead need
+//! blocks the broker has a node to itself. Needs Debian's `rabbitmq-server`, `redis-server` and `postgresql`; the tests of links that go dead need
 //! `iproute2` and root, to make network namespaces. Without them the tests fail and say so.
 //!
 //! A test waits for facts with a deadline, never for time to pass, and uses queues and exchanges of its own.
@@ -48,6 +48,7 @@ mod proxy_protocol;
 mod readme;
 mod receipts;
 mod received;
+mod record;
 mod redis_tokens;
 mod service;
 mod settings;

@@ -1,0 +1,451 @@
+//! `Batch`: events of one transaction, folded to one row a key. Pure.
+//!
+//! Whatever order events come in and however often, the rows are the same in the end: of two that are
+//! about the same thing, what they say themselves decides which is the later one. The statements in
+//! `sql` hold a row against the one that the database has by the same rules.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use super::event::{Address, Event, Fate, Heartbeat, Line, Name, Number, Outcome, Presence};
+use super::event::{Run, Text, Time};
+use super::sql::{self, Statement};
+use crate::settings::Kinds;
+
+/// The reason with which the bridge tells that a connection begins.
+const BEGINS: &str = "connected";
+
+/// Whether something is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum State {
+    Online,
+    Offline,
+}
+
+impl State {
+    fn of(online: bool) -> Self {
+        if online { Self::Online } else { Self::Offline }
+    }
+}
+
+/// What the batch knows of a bridge.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct Bridge {
+    name: Name,
+    pub(super) run: Run,
+    started: Option<Time>,
+    seq: Number,
+    heard: Option<Time>,
+    pub(super) expires_ms: Option<Number>,
+    devices: Option<Number>,
+    pub(super) state: State,
+}
+
+#[derive(Debug, Clone, Serialize)]
+struct Device {
+    address: Address,
+    state: State,
+    silent: bool,
+    epoch: Number,
+    since: Option<Time>,
+    last_seen: Option<Time>,
+    reason: Text,
+    bridge: Name,
+    run: Run,
+    seq: Number,
+    peer: Option<Text>,
+}
+
+#[derive(Debug, Serialize)]
+struct Connection {
+    address: Address,
+    epoch: Number,
+    bridge: Name,
+    run: Run,
+    peer: Option<Text>,
+    since: Option<Time>,
+    until: Option<Time>,
+    reason: Option<Text>,
+}
+
+#[derive(Debug, Serialize)]
+struct Command {
+    bridge: Name,
+    run: Run,
+    number: Number,
+    id: Option<Text>,
+    address: Option<Address>,
+    cmd: Option<Text>,
+    confirm: Option<Text>,
+    outcome: Fate,
+    reason: Option<Text>,
+    answer: Option<Text>,
+    answer_base64: Option<Text>,
+    published: Option<Time>,
+    taken: Option<Time>,
+    written: Option<Time>,
+    settled: Time,
+    trace: Option<Text>,
+}
+
+#[derive(Debug, Serialize)]
+struct LineRow {
+    bridge: Name,
+    run: Run,
+    number: Number,
+    at: Time,
+    address: Address,
+    epoch: Number,
+    line: Option<Text>,
+    line_base64: Option<Text>,
+    late: bool,
+}
+
+/// Rows of one transaction. In the order of their keys, so that two recorders never wait for each
+/// other in a circle.
+#[derive(Debug, Default)]
+pub(super) struct Batch {
+    bridges: BTreeMap<Name, Bridge>,
+    devices: BTreeMap<Address, Device>,
+    connections: BTreeMap<(Address, Number, Name), Connection>,
+    commands: BTreeMap<(Name, Run, Number), Command>,
+    lines: BTreeMap<(Name, Run, Number), LineRow>,
+    /// When a device was last heard of, by its connection.
+    heard: BTreeMap<(Address, Number), Time>,
+}
+
+impl Batch {
+    /// Takes up an event, if it is of a kind that is recorded.
+    pub(super) fn take(&mut self, event: Event, kinds: Kinds) {
+        match event {
+            Event::Presence(presence) => self.presence(presence),
+            Event::Bridge(heartbeat) => self.heartbeat(heartbeat),
+            Event::Outcome(outcome) if kinds.outcome => self.outcome(*outcome),
+            Event::Uplink(line) if kinds.uplink => self.line(line),
+            Event::Outcome(_) | Event::Uplink(_) => {}
+        }
+    }
+
+    /// The bridges it has events of, by their latest runs.
+    pub(super) fn bridges(&self) -> impl Iterator<Item = (&Name, &Bridge)> {
+        self.bridges.iter()
+    }
+
+    /// The statements that write it, each with its rows as a JSON array.
+    pub(super) fn steps(&self) -> serde_json::Result<Vec<(&'static Statement, String)>> {
+        #[derive(Serialize)]
+        struct Seen<'a> {
+            address: &'a Address,
+            epoch: Number,
+            at: Time,
+        }
+        let seen = |((address, epoch), at): (&'_ (Address, Number), &Time)| {
+            serde_json::to_value(Seen { address, epoch: *epoch, at: *at })
+        };
+        let seen = self.heard.iter().map(seen).collect::<Result<Vec<_>, _>>()?;
+        let bridges = rows(&self.bridges)?;
+        let mut steps = vec![
+            (&sql::BRIDGES, bridges.clone()),
+            (&sql::DEVICES, rows(&self.devices)?),
+            (&sql::CONNECTIONS, rows(&self.connections)?),
+        ];
+        // What these do follows from the rows above.
+        let consequences = [
+            &sql::DEVICES_GONE,
+            &sql::CONNECTIONS_GONE,
+            &sql::DEVICES_ENDED,
+            &sql::CONNECTIONS_ENDED,
+            &sql::DEVICES_BACK,
+        ];
+        steps.extend(consequences.map(|statement| (statement, bridges.clone())));
+        steps.push((&sql::COMMANDS, rows(&self.commands)?));
+        steps.push((&sql::LINES, rows(&self.lines)?));
+        steps.push((&sql::SEEN, serde_json::to_string(&seen)?));
+        steps.retain(|(_, rows)| rows != "[]");
+        Ok(steps)
+    }
+
+    fn presence(&mut self, event: Presence) {
+        let Presence { address, online, silent, epoch, bridge, run, seq, at, reason, peer } = event;
+        self.bridge(Bridge::heard_of(bridge.clone(), run.clone(), seq));
+        let since = (online && reason == BEGINS.into()).then_some(at);
+        let connection = Connection {
+            address: address.clone(),
+            epoch,
+            bridge: bridge.clone(),
+            run: run.clone(),
+            peer: peer.clone(),
+            since,
+            until: (!online).then_some(at),
+            reason: (!online).then(|| reason.clone()),
+        };
+        let key = (address.clone(), epoch, bridge.clone());
+        upsert(&mut self.connections, key, connection, Connection::merge);
+        // That it fell silent is no sign of life.
+        let last_seen = (!silent).then_some(at);
+        let state = State::of(online);
+        let device = Device {
+            address: address.clone(),
+            state,
+            silent,
+            epoch,
+            since,
+            last_seen,
+            reason,
+            bridge,
+            run,
+            seq,
+            peer,
+        };
+        upsert(&mut self.devices, address, device, Device::merge);
+    }
+
+    fn heartbeat(&mut self, event: Heartbeat) {
+        let Heartbeat { bridge, run, seq, online, devices, at, expires_ms } = event;
+        self.bridge(Bridge {
+            heard: Some(at),
+            expires_ms: Some(expires_ms),
+            devices,
+            state: State::of(online),
+            ..Bridge::heard_of(bridge, run, seq)
+        });
+    }
+
+    fn outcome(&mut self, event: Outcome) {
+        let Outcome { bridge, run, number, id, address, cmd, confirm, outcome, reason, .. } = event;
+        let Outcome { answer, answer_base64, published, taken, written, at, trace, .. } = event;
+        self.bridge(Bridge::heard_of(bridge.clone(), run.clone(), Number::default()));
+        let key = (bridge.clone(), run.clone(), number);
+        let command = Command {
+            bridge,
+            run,
+            number,
+            id,
+            address,
+            cmd,
+            confirm,
+            outcome,
+            reason,
+            answer,
+            answer_base64,
+            published,
+            taken,
+            written,
+            settled: at,
+            trace,
+        };
+        upsert(&mut self.commands, key, command, Command::merge);
+    }
+
+    fn line(&mut self, event: Line) {
+        let Line { bridge, run, number, address, epoch, at, line, line_base64, late } = event;
+        self.bridge(Bridge::heard_of(bridge.clone(), run.clone(), Number::default()));
+        let heard = self.heard.entry((address.clone(), epoch)).or_insert(at);
+        *heard = at.max(*heard);
+        let key = (bridge.clone(), run.clone(), number);
+        let row = LineRow { bridge, run, number, at, address, epoch, line, line_base64, late };
+        self.lines.entry(key).or_insert(row);
+    }
+
+    fn bridge(&mut self, bridge: Bridge) {
+        upsert(&mut self.bridges, bridge.name.clone(), bridge, Bridge::merge);
+    }
+}
+
+fn rows<K, V: Serialize>(map: &BTreeMap<K, V>) -> serde_json::Result<String> {
+    serde_json::to_string(&map.values().collect::<Vec<_>>())
+}
+
+fn upsert<K: Ord, V>(map: &mut BTreeMap<K, V>, key: K, row: V, merge: impl FnOnce(&mut V, V)) {
+    match map.entry(key) {
+        std::collections::btree_map::Entry::Vacant(place) => {
+            place.insert(row);
+        }
+        std::collections::btree_map::Entry::Occupied(place) => merge(place.into_mut(), row),
+    }
+}
+
+fn earlier(one: Option<Time>, other: Option<Time>) -> Option<Time> {
+    one.into_iter().chain(other).min()
+}
+
+impl Bridge {
+    /// A bridge of which something else than a heartbeat was heard.
+    fn heard_of(name: Name, run: Run, seq: Number) -> Self {
+        let started = run.started();
+        Self {
+            name,
+            run,
+            started,
+            seq,
+            heard: None,
+            expires_ms: None,
+            devices: None,
+            state: State::Online,
+        }
+    }
+
+    fn merge(&mut self, other: Self) {
+        if other.run > self.run {
+            *self = other;
+        } else if other.run == self.run {
+            let seq = self.seq.max(other.seq);
+            if other.heard > self.heard {
+                *self = other;
+            }
+            self.seq = seq;
+        }
+    }
+}
+
+impl Device {
+    /// What makes of two events about a device the later one. Nothing comes behind the end of a
+    /// connection but the next one.
+    fn order(&self) -> (Number, State, Number) {
+        (self.epoch, self.state, self.seq)
+    }
+
+    fn merge(&mut self, other: Self) {
+        let since = match other.epoch.cmp(&self.epoch) {
+            std::cmp::Ordering::Less => self.since,
+            std::cmp::Ordering::Equal => earlier(self.since, other.since),
+            std::cmp::Ordering::Greater => other.since,
+        };
+        let last_seen = self.last_seen.max(other.last_seen);
+        if other.order() > self.order() {
+            *self = other;
+        }
+        (self.since, self.last_seen) = (since, last_seen);
+    }
+}
+
+impl Connection {
+    fn merge(&mut self, other: Self) {
+        self.since = earlier(self.since, other.since);
+        if self.until.is_none() {
+            (self.until, self.reason) = (other.until, other.reason);
+        }
+    }
+}
+
+impl Command {
+    fn merge(&mut self, mut other: Self) {
+        let order = |it: &Self| (it.settled, it.outcome.rank());
+        if order(&other) > order(self) {
+            std::mem::swap(self, &mut other);
+        }
+        self.written = self.written.or(other.written);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    const ALL: Kinds = Kinds { outcome: true, uplink: true };
+
+    fn at(second: u64) -> String {
+        crate::clock::rfc3339(second * 1000)
+    }
+
+    fn presence(epoch: u64, seq: u64, online: bool, reason: &str) -> Value {
+        json!({"address": "10.0.0.1", "online": online, "silent": reason == "silent", "epoch": epoch,
+            "bridge": "b", "run": "a", "seq": seq, "at": at(seq), "reason": reason, "peer": "10.0.0.1:1"})
+    }
+
+    fn outcome(number: u64, word: &str, second: u64) -> Value {
+        json!({"id": "x", "address": "10.0.0.1", "outcome": word, "cmd": "ON", "confirm": "written",
+            "bridge": "b", "run": "a", "number": number, "taken": at(1), "at": at(second)})
+    }
+
+    fn folded(events: &[(&str, Value)]) -> Vec<(String, Value)> {
+        let mut batch = Batch::default();
+        for (key, event) in events {
+            let event = Event::read(key, event.to_string().as_bytes()).expect("an event");
+            batch.take(event, ALL);
+        }
+        let steps = batch.steps().expect("rows");
+        let row = |(statement, rows): (&Statement, String)| {
+            (statement.name.to_owned(), serde_json::from_str(&rows).expect("JSON"))
+        };
+        steps.into_iter().map(row).collect()
+    }
+
+    fn of(steps: &[(String, Value)], name: &str) -> Value {
+        let step = steps.iter().find(|(step, _)| step == name);
+        step.unwrap_or_else(|| panic!("no step {name} in {steps:?}")).1.clone()
+    }
+
+    #[test]
+    fn a_connection_that_came_and_went_is_one_row_of_each() {
+        let steps = folded(&[
+            ("presence.x", presence(7, 1, true, "connected")),
+            ("presence.x", presence(7, 2, true, "silent")),
+            ("presence.x", presence(7, 3, false, "timeout")),
+        ]);
+        let device = of(&steps, "devices");
+        assert_eq!(device.as_array().map(Vec::len), Some(1));
+        assert_eq!(device[0]["state"], "offline");
+        assert_eq!((&device[0]["since"], &device[0]["last_seen"]), (&json!(at(1)), &json!(at(3))));
+        let connection = of(&steps, "connections");
+        assert_eq!(
+            (&connection[0]["since"], &connection[0]["until"]),
+            (&json!(at(1)), &json!(at(3)))
+        );
+        assert_eq!(connection[0]["reason"], "timeout");
+        assert_eq!(of(&steps, "bridges")[0]["seq"], 3);
+    }
+
+    #[test]
+    fn of_one_command_the_last_outcome_counts_and_what_was_known_stays() {
+        let mut written = outcome(1, "written", 5);
+        written["written"] = json!(at(4));
+        let steps = folded(&[
+            ("outcome.x", outcome(1, "uncertain", 5)),
+            ("outcome.x", written),
+            ("outcome.x", outcome(2, "written", 5)),
+        ]);
+        let commands = of(&steps, "commands");
+        assert_eq!(commands.as_array().map(Vec::len), Some(2));
+        assert_eq!(
+            (&commands[0]["outcome"], &commands[0]["written"]),
+            (&json!("uncertain"), &json!(at(4)))
+        );
+    }
+
+    #[test]
+    fn what_is_not_recorded_leaves_no_row() {
+        let mut batch = Batch::default();
+        let event = outcome(1, "written", 1).to_string();
+        let event = Event::read("outcome.x", event.as_bytes()).expect("an event");
+        batch.take(event, Kinds { outcome: false, uplink: false });
+        assert!(batch.steps().expect("rows").is_empty());
+    }
+
+    proptest! {
+        /// Some connections, each event of them any number of times and in any order: the rows are those
+        /// of the events once and in order.
+        #[test]
+        fn order_and_repetition_change_nothing(picks in prop::collection::vec(0usize..9, 0..40)) {
+            let mut events = Vec::new();
+            for epoch in 1..=3 {
+                let seq = epoch * 3;
+                events.push(("presence.x", presence(epoch, seq, true, "connected")));
+                events.push(("presence.x", presence(epoch, seq + 1, true, "silent")));
+                if epoch < 3 {
+                    events.push(("presence.x", presence(epoch, seq + 2, false, "closed")));
+                }
+            }
+            events.push(("outcome.x", outcome(1, "written", 3)));
+            let once = folded(&events);
+            let mut again: Vec<_> = picks.iter().map(|pick| events[*pick].clone()).collect();
+            again.extend(events.into_iter().rev());
+            prop_assert_eq!(folded(&again), once);
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! The recorder as its operators see it: settings, an end in good order, what systemd is told.
+
+use std::os::unix::net::UnixDatagram;
+use std::time::Duration;
+
+use super::*;
+use crate::harness::PASSWORD;
+
+#[test]
+fn wrong_settings_are_told_with_what_was_expected() {
+    let scene = Scene::new("record-settings");
+    let wrong = |name: &str, value: &str, expected: &str| {
+        let end = scene.setup().set(name, value).run(&["record"]);
+        assert_eq!(end.code, Some(64), "{end:?}");
+        let said = end.stderr.lines().any(|line| line.starts_with(name) && line.contains(expected));
+        assert!(said, "{name}: {expected} in {}", end.stderr);
+    };
+    wrong("RECORD_DATABASE", "mysql://me:hunter2@db/x", "sqlite:FILE or postgres://");
+    wrong("RECORD_KINDS", "presence,lines", "presence, outcome and uplink");
+    wrong("RECORD_BATCH", "0", "1 to 65535");
+    wrong("RECORD_FLUSH", "200", "with a unit");
+    wrong("RECORD_KEEP", "30", "with a unit");
+    wrong(
+        "RECORD_DATABASE_PASSWORD_FILE",
+        "/etc/hostname",
+        "expected RECORD_DATABASE to be postgres",
+    );
+    let end = scene.setup().set("RECORD_DATABASE", "mysql://me:hunter2@db/x").run(&["record"]);
+    assert!(!end.stderr.contains("hunter2"), "{end:?}");
+}
+
+#[test]
+fn the_password_of_the_database_can_come_from_a_file_and_is_never_logged() {
+    let database = Database::postgres();
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(file.path(), format!("{PASSWORD}\n")).expect("written");
+    let (url, path) = (database.url_without_password(), file.path().display().to_string());
+    let settings = [
+        ("RECORD_DATABASE", url.as_str()),
+        ("RECORD_DATABASE_PASSWORD_FILE", path.as_str()),
+        ("LOG", "trace"),
+    ];
+    let mut recording = Recording::start(Scene::new("record-password"), &database, &settings);
+    recording.publish(&[presence("a1", 1, "10.0.0.1", 1, "connected")]);
+    recording.until("SELECT address FROM devices", &["10.0.0.1"]);
+    recording.stop();
+    assert!(!recording.program.stderr.text().contains(PASSWORD), "the password is in the log");
+}
+
+#[test]
+fn a_recorder_that_is_told_to_end_keeps_what_it_has_taken() {
+    with_each(|database| {
+        // It would wait for more for a long time.
+        let mut recording =
+            Recording::start(Scene::new("record-stop"), database, &[("RECORD_FLUSH", "10m")]);
+        recording.publish(&[presence("a1", 1, "10.0.0.1", 1, "connected")]);
+        eventually("the recorder has taken it", || {
+            match recording.scene.amqp.depth(&recording.queue()) {
+                0 => Ok(()),
+                left => Err(left),
+            }
+        });
+        recording.stop();
+        recording.until("SELECT address FROM devices", &["10.0.0.1"]);
+        assert_eq!(recording.scene.amqp.depth(&recording.queue()), 0, "acknowledged");
+    });
+}
+
+#[test]
+fn systemd_is_told_when_the_recorder_is_ready_that_it_lives_and_when_it_stops() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("notify");
+    let manager = UnixDatagram::bind(&path).expect("a socket");
+    manager.set_read_timeout(Some(Duration::from_secs(45))).expect("a timeout");
+    let hears = |word: &str| {
+        let mut message = [0; 4096];
+        loop {
+            let length = manager
+                .recv(&mut message)
+                .unwrap_or_else(|error| panic!("{word} did not come: {error}"));
+            let text = String::from_utf8_lossy(&message[..length]);
+            if text.lines().any(|line| line == word) {
+                return;
+            }
+        }
+    };
+    let database = Database::sqlite();
+    let path = path.display().to_string();
+    let settings = [("NOTIFY_SOCKET", path.as_str()), ("WATCHDOG_USEC", "1000000")];
+    let mut recording = Recording::start(Scene::new("record-systemd"), &database, &settings);
+    hears("READY=1");
+    hears("WATCHDOG=1");
+    hears("WATCHDOG=1");
+    recording.program.signal("TERM");
+    hears("STOPPING=1");
+    assert_eq!(recording.program.wait().code(), Some(0));
+}
