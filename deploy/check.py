@@ -10,6 +10,8 @@ from pathlib import Path
 import yaml
 
 NAMESPACE = "rabbitline"
+# A file of its own, for those who want it.
+RECORDER = "record-deployment.yaml"
 # Seconds between the end of the drain and the kill, at least: time to close what is left.
 STOP_MARGIN = 5
 
@@ -20,7 +22,9 @@ def main(root: Path) -> int:
     findings = [
         *check_environment_file(deploy / "systemd" / "rabbitline.env", settings, described),
         *check_unit(deploy / "systemd" / "rabbitline.service", settings),
+        *check_unit(deploy / "systemd" / "rabbitline-record.service", settings),
         *check_kubernetes(deploy / "kubernetes", settings),
+        *check_recorder(deploy / "kubernetes", settings),
         *check_compose(deploy / "docker" / "compose.yaml", settings),
         *check_image(deploy / "docker" / "Containerfile", root / "Cargo.toml"),
     ]
@@ -58,7 +62,7 @@ def check_unit(path: Path, settings: dict[str, str]):
 
 def check_kubernetes(folder: Path, settings: dict[str, str]):
     objects = {}
-    for path in sorted(folder.glob("*.yaml")):
+    for path in sorted(set(folder.glob("*.yaml")) - {folder / RECORDER}):
         for document in yaml.safe_load_all(path.read_text()):
             objects[document["kind"]] = document
             if document["kind"] not in ("Namespace", "Kustomization"):
@@ -66,7 +70,7 @@ def check_kubernetes(folder: Path, settings: dict[str, str]):
                     yield f"{path.name}: not in the namespace {NAMESPACE}"
 
     listed = set(objects["Kustomization"]["resources"])
-    present = {path.name for path in folder.glob("*.yaml")} - {"kustomization.yaml", "secret.example.yaml"}
+    present = {path.name for path in folder.glob("*.yaml")} - {"kustomization.yaml", "secret.example.yaml", RECORDER}
     if listed != present:
         yield f"kustomization.yaml: resources differ from the folder by {sorted(listed ^ present)}"
 
@@ -115,6 +119,39 @@ def check_kubernetes(folder: Path, settings: dict[str, str]):
         yield "Deployment: enableServiceLinks must be false, or Services put variables among the settings"
     if objects["Service"]["spec"].get("externalTrafficPolicy") != "Local":
         yield "Service: without externalTrafficPolicy Local all devices have the address of a node"
+
+
+def check_recorder(folder: Path, settings: dict[str, str]):
+    """It has the broker's settings and secret from the bridge, and must not be taken for one."""
+    recorder, policy = yaml.safe_load_all((folder / RECORDER).read_text())
+    config = yaml.safe_load((folder / "configmap.yaml").read_text())
+    service = yaml.safe_load((folder / "service.yaml").read_text())
+    secret = yaml.safe_load((folder / "secret.example.yaml").read_text())
+    template = recorder["spec"]["template"]
+    pod, labels = template["spec"], template["metadata"]["labels"]
+    container = pod["containers"][0]
+    for document in (recorder, policy):
+        if document["metadata"]["namespace"] != NAMESPACE:
+            yield f"{RECORDER}: not in the namespace {NAMESPACE}"
+    for selector in (recorder["spec"]["selector"]["matchLabels"], policy["spec"]["podSelector"]["matchLabels"]):
+        if not selector.items() <= labels.items():
+            yield f"{RECORDER}: the selector {selector} does not match the pods"
+    if service["spec"]["selector"].items() <= labels.items():
+        yield f"{RECORDER}: devices would be led to it, its labels are those of the Service"
+    if container["envFrom"][0]["configMapRef"]["name"] != config["metadata"]["name"]:
+        yield f"{RECORDER}: it has its settings from another ConfigMap"
+
+    secrets = {volume["name"]: volume["secret"]["secretName"] for volume in pod["volumes"]}
+    mounts = {mount["mountPath"]: secrets[mount["name"]] for mount in container["volumeMounts"]}
+    given = {variable["name"]: variable["value"] for variable in container["env"]}
+    yield from check_names(RECORDER, given, settings)
+    password, of_database = config["data"]["MQ_PASSWORD_FILE"], given["RECORD_DATABASE_PASSWORD_FILE"]
+    if mounts.get(password.rpartition("/")[0]) != secret["metadata"]["name"]:
+        yield f"{RECORDER}: the Secret of {password} is not mounted"
+    if mounts.get(of_database.rpartition("/")[0]) in (None, secret["metadata"]["name"]):
+        yield f"{RECORDER}: the Secret of {of_database} is not mounted"
+    grace = config["data"].get("SHUTDOWN_GRACE", settings["SHUTDOWN_GRACE"])
+    yield from check_grace(RECORDER, grace, pod["terminationGracePeriodSeconds"])
 
 
 def check_compose(path: Path, settings: dict[str, str]):
