@@ -234,7 +234,8 @@ impl State {
     }
 
     async fn commit(&mut self, batch: &Batch) -> Result<(), StoreError> {
-        let steps = batch.steps().map_err(|error| StoreError::Refused(error.to_string()))?;
+        let steps = batch.steps(|name, run| self.watch.knows(name, run));
+        let steps = steps.map_err(|error| StoreError::Refused(error.to_string()))?;
         self.store.write(&steps).await?;
         let now = Instant::now();
         for (name, bridge) in batch.bridges() {

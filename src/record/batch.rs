@@ -4,7 +4,7 @@
 //! about the same thing, what they say themselves decides which is the later one. The statements in
 //! `sql` hold a row against the one that the database has by the same rules.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
@@ -103,17 +103,26 @@ struct LineRow {
     late: bool,
 }
 
+#[derive(Debug, Serialize)]
+struct Seen {
+    address: Address,
+    epoch: Number,
+    at: Time,
+}
+
 /// Rows of one transaction. In the order of their keys, so that two recorders never wait for each
 /// other in a circle.
 #[derive(Debug, Default)]
 pub(super) struct Batch {
     bridges: BTreeMap<Name, Bridge>,
+    /// All processes of them that said something.
+    runs: BTreeSet<(Name, Run)>,
     devices: BTreeMap<Address, Device>,
     connections: BTreeMap<(Address, Number, Name), Connection>,
     commands: BTreeMap<(Name, Run, Number), Command>,
     lines: BTreeMap<(Name, Run, Number), LineRow>,
-    /// When a device was last heard of, by its connection.
-    heard: BTreeMap<(Address, Number), Time>,
+    /// When connections sent something last.
+    seen: BTreeMap<(Address, Number), Seen>,
 }
 
 impl Batch {
@@ -133,36 +142,38 @@ impl Batch {
         self.bridges.iter()
     }
 
-    /// The statements that write it, each with its rows as a JSON array.
-    pub(super) fn steps(&self) -> serde_json::Result<Vec<(&'static Statement, String)>> {
-        #[derive(Serialize)]
-        struct Seen<'a> {
-            address: &'a Address,
-            epoch: Number,
-            at: Time,
-        }
-        let seen = |((address, epoch), at): (&'_ (Address, Number), &Time)| {
-            serde_json::to_value(Seen { address, epoch: *epoch, at: *at })
+    /// The statements that write it, each with its rows as a JSON array. `is_current` tells whether the
+    /// latest process of a bridge that the database knows is this one: others have consequences.
+    pub(super) fn steps(
+        &self,
+        is_current: impl Fn(&Name, &Run) -> bool,
+    ) -> serde_json::Result<Vec<(&'static Statement, String)>> {
+        let changed: BTreeSet<&Name> = self
+            .runs
+            .iter()
+            .filter(|(name, run)| !is_current(name, run))
+            .map(|(name, _)| name)
+            .collect();
+        let of = |wanted: &dyn Fn(&Bridge) -> bool| {
+            json(self.bridges.values().filter(|bridge| wanted(bridge)))
         };
-        let seen = self.heard.iter().map(seen).collect::<Result<Vec<_>, _>>()?;
-        let bridges = rows(&self.bridges)?;
+        let anew = of(&|bridge| changed.contains(&bridge.name))?;
+        let ended = of(&|bridge| bridge.state == State::Offline)?;
+        let heard = of(&|bridge| bridge.heard.is_some())?;
         let mut steps = vec![
-            (&sql::BRIDGES, bridges.clone()),
-            (&sql::DEVICES, rows(&self.devices)?),
-            (&sql::CONNECTIONS, rows(&self.connections)?),
+            (&sql::BRIDGES, json(self.bridges.values())?),
+            (&sql::DEVICES, json(self.devices.values())?),
+            (&sql::CONNECTIONS, json(self.connections.values())?),
+            // What these do follows from the rows above.
+            (&sql::DEVICES_GONE, anew.clone()),
+            (&sql::CONNECTIONS_GONE, anew),
+            (&sql::DEVICES_ENDED, ended.clone()),
+            (&sql::CONNECTIONS_ENDED, ended),
+            (&sql::DEVICES_BACK, heard),
+            (&sql::COMMANDS, json(self.commands.values())?),
+            (&sql::LINES, json(self.lines.values())?),
+            (&sql::SEEN, json(self.seen.values())?),
         ];
-        // What these do follows from the rows above.
-        let consequences = [
-            &sql::DEVICES_GONE,
-            &sql::CONNECTIONS_GONE,
-            &sql::DEVICES_ENDED,
-            &sql::CONNECTIONS_ENDED,
-            &sql::DEVICES_BACK,
-        ];
-        steps.extend(consequences.map(|statement| (statement, bridges.clone())));
-        steps.push((&sql::COMMANDS, rows(&self.commands)?));
-        steps.push((&sql::LINES, rows(&self.lines)?));
-        steps.push((&sql::SEEN, serde_json::to_string(&seen)?));
         steps.retain(|(_, rows)| rows != "[]");
         Ok(steps)
     }
@@ -242,20 +253,21 @@ impl Batch {
     fn line(&mut self, event: Line) {
         let Line { bridge, run, number, address, epoch, at, line, line_base64, late } = event;
         self.bridge(Bridge::heard_of(bridge.clone(), run.clone(), Number::default()));
-        let heard = self.heard.entry((address.clone(), epoch)).or_insert(at);
-        *heard = at.max(*heard);
+        let seen = Seen { address: address.clone(), epoch, at };
+        upsert(&mut self.seen, (address.clone(), epoch), seen, Seen::merge);
         let key = (bridge.clone(), run.clone(), number);
         let row = LineRow { bridge, run, number, at, address, epoch, line, line_base64, late };
         self.lines.entry(key).or_insert(row);
     }
 
     fn bridge(&mut self, bridge: Bridge) {
+        self.runs.insert((bridge.name.clone(), bridge.run.clone()));
         upsert(&mut self.bridges, bridge.name.clone(), bridge, Bridge::merge);
     }
 }
 
-fn rows<K, V: Serialize>(map: &BTreeMap<K, V>) -> serde_json::Result<String> {
-    serde_json::to_string(&map.values().collect::<Vec<_>>())
+fn json<'a, T: Serialize + 'a>(rows: impl Iterator<Item = &'a T>) -> serde_json::Result<String> {
+    serde_json::to_string(&rows.collect::<Vec<_>>())
 }
 
 fn upsert<K: Ord, V>(map: &mut BTreeMap<K, V>, key: K, row: V, merge: impl FnOnce(&mut V, V)) {
@@ -330,6 +342,12 @@ impl Connection {
     }
 }
 
+impl Seen {
+    fn merge(&mut self, other: Self) {
+        self.at = self.at.max(other.at);
+    }
+}
+
 impl Command {
     fn merge(&mut self, mut other: Self) {
         let order = |it: &Self| (it.settled, it.outcome.rank());
@@ -369,7 +387,7 @@ mod tests {
             let event = Event::read(key, event.to_string().as_bytes()).expect("an event");
             batch.take(event, ALL);
         }
-        let steps = batch.steps().expect("rows");
+        let steps = batch.steps(|_, _| false).expect("rows");
         let row = |(statement, rows): (&Statement, String)| {
             (statement.name.to_owned(), serde_json::from_str(&rows).expect("JSON"))
         };
@@ -424,7 +442,7 @@ mod tests {
         let event = outcome(1, "written", 1).to_string();
         let event = Event::read("outcome.x", event.as_bytes()).expect("an event");
         batch.take(event, Kinds { outcome: false, uplink: false });
-        assert!(batch.steps().expect("rows").is_empty());
+        assert!(batch.steps(|_, _| false).expect("rows").is_empty());
     }
 
     proptest! {

@@ -39,7 +39,7 @@ CREATE TABLE connections (
     PRIMARY KEY (address, epoch, bridge)
 );
 CREATE INDEX connections_open ON connections (bridge, run) WHERE until IS NULL;
-CREATE INDEX connections_ended ON connections (until);
+CREATE INDEX connections_ended ON connections (until) WHERE until IS NOT NULL;
 
 CREATE TABLE commands (
     bridge {exact} NOT NULL,

@@ -82,7 +82,8 @@ impl Store {
         self.working(async |connection| connection.write(steps).await).await
     }
 
-    /// Does some work on the connection, opened if there is none, and keeps it if that went well.
+    /// Does some work on the connection, opened if there is none, and keeps it unless it is the connection
+    /// that failed.
     async fn working<T>(
         &mut self,
         work: impl AsyncFnOnce(&mut Connection) -> Result<T, sqlx::Error>,
@@ -93,15 +94,18 @@ impl Store {
                 Some(connection) => connection,
                 None => self.connect().await?,
             };
-            let result = work(&mut connection).await?;
+            let result = work(&mut connection).await;
             Ok((connection, result))
         };
         match timeout(ANSWER_TIMEOUT, working).await {
             Ok(Ok((connection, result))) => {
-                self.connection = Some(connection);
-                Ok(result)
+                let result = result.map_err(|error| self.judged(&error));
+                if !matches!(result, Err(StoreError::Away { .. })) {
+                    self.connection = Some(connection);
+                }
+                result
             }
-            Ok(Err(error)) => Err(self.judged(&error)),
+            Ok(Err(error)) => Err(self.away(sqlx::Error::to_string(&error))),
             Err(_) => {
                 let limit = humantime::format_duration(ANSWER_TIMEOUT);
                 Err(self.away(format!("it did not answer within {limit}")))

@@ -163,6 +163,29 @@ fn twenty_thousand_events_take_seconds() {
 }
 
 #[test]
+fn two_recorders_on_one_queue_leave_the_rows_of_one() {
+    with_each(|database| {
+        let mut dice = Dice::new();
+        let story = Story::draw(&mut dice);
+        let small = [("RECORD_BATCH", "100")];
+        let mut recording = Recording::start(Scene::new("record-two"), database, &small);
+        recording.stop();
+        story.publish(&recording);
+        // Both take from it at the same time, so that neighbours go different ways.
+        let (first, second) =
+            (recording.setup.command(&["record"]), recording.setup.command(&["record"]));
+        for recorder in [&first, &second] {
+            until_logged(recorder, &["recording events"]);
+        }
+        story.check(&recording);
+        for mut recorder in [first, second] {
+            recorder.signal("TERM");
+            assert_eq!(recorder.wait().code(), Some(0), "{}", recorder.stderr.text());
+        }
+    });
+}
+
+#[test]
 fn a_database_that_is_away_is_waited_for_and_nothing_is_acknowledged() {
     let server = Arc::new(Postgres::alone());
     let database = Database::on(&server);
