@@ -75,8 +75,9 @@ struct Command {
     bridge: Name,
     run: Run,
     number: Number,
+    /// Empty if it does not say whom it is for; one for many is a row for each.
+    address: Address,
     id: Option<Text>,
-    address: Option<Address>,
     cmd: Option<Text>,
     confirm: Option<Text>,
     outcome: Fate,
@@ -119,7 +120,7 @@ pub(super) struct Batch {
     runs: BTreeSet<(Name, Run)>,
     devices: BTreeMap<Address, Device>,
     connections: BTreeMap<(Address, Number, Name), Connection>,
-    commands: BTreeMap<(Name, Run, Number), Command>,
+    commands: BTreeMap<(Name, Run, Number, Address), Command>,
     lines: BTreeMap<(Name, Run, Number), LineRow>,
     /// When connections sent something last.
     seen: BTreeMap<(Address, Number), Seen>,
@@ -228,13 +229,14 @@ impl Batch {
         let Outcome { bridge, run, number, id, address, cmd, confirm, outcome, reason, .. } = event;
         let Outcome { answer, answer_base64, published, taken, written, at, trace, .. } = event;
         self.bridge(Bridge::heard_of(bridge.clone(), run.clone(), Number::default()));
-        let key = (bridge.clone(), run.clone(), number);
+        let address = address.unwrap_or_default();
+        let key = (bridge.clone(), run.clone(), number, address.clone());
         let command = Command {
             bridge,
             run,
             number,
-            id,
             address,
+            id,
             cmd,
             confirm,
             outcome,

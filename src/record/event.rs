@@ -107,7 +107,7 @@ impl Event {
 }
 
 /// What a device goes by.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String")]
 pub(super) struct Address(String);
 
@@ -292,6 +292,16 @@ mod tests {
         assert!(error("presence.x", &json!({})).contains("missing field `address`"));
         assert!(error("last.x", &json!({})).contains("expected a key"));
         assert!(Event::read("bridge.b", b"\xff{").is_err());
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn whatever_comes_is_an_event_or_told(kind in 0usize..5, body: Vec<u8>, text: String) {
+            let key = ["presence.x", "bridge.b", "outcome.x", "uplink.x", ""][kind];
+            assert!(Event::read(key, &body).is_err());
+            let body = json!({"address": text, "bridge": text, "run": text, "at": text, "outcome": text});
+            assert!(Event::read(key, body.to_string().as_bytes()).is_err());
+        }
     }
 
     #[test]

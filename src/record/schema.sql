@@ -45,8 +45,8 @@ CREATE TABLE commands (
     bridge {exact} NOT NULL,
     run {exact} NOT NULL,
     number bigint NOT NULL,
+    address {exact} NOT NULL,
     id text,
-    address {exact},
     cmd text,
     confirm text,
     outcome text NOT NULL,
@@ -58,7 +58,7 @@ CREATE TABLE commands (
     written {time},
     settled {time} NOT NULL,
     trace text,
-    PRIMARY KEY (bridge, run, number)
+    PRIMARY KEY (bridge, run, number, address)
 );
 CREATE INDEX commands_of_device ON commands (address, settled);
 CREATE INDEX commands_settled ON commands (settled);

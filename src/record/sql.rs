@@ -386,7 +386,7 @@ pub(super) const COMMANDS: Statement = Statement {
     text: concat!(
         "INSERT INTO commands (bridge, run, number, id, address, cmd, confirm, outcome, reason, answer, answer_base64, published, taken, written, settled, trace)
 SELECT bridge, run, number, id, address, cmd, confirm, outcome, reason, answer, answer_base64, published, taken, written, settled, trace FROM {given} WHERE true
-ON CONFLICT (bridge, run, number) DO UPDATE SET ",
+ON CONFLICT (bridge, run, number, address) DO UPDATE SET ",
         command!("outcome"), command!("reason"), command!("answer"), command!("answer_base64"),
         "written = coalesce(excluded.written, commands.written), ",
         "settled = CASE WHEN ", last!(), " THEN excluded.settled ELSE commands.settled END

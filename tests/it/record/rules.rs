@@ -7,9 +7,10 @@ use super::*;
 #[test]
 fn what_a_bridge_tells_of_its_devices_becomes_rows() {
     with_each(|database| {
-        let recording = Recording::start(Scene::new("record-bridge"), database, &[]);
+        let kinds = [("RECORD_KINDS", "uplink")];
+        let recording = Recording::start(Scene::new("record-bridge"), database, &kinds);
         let bridge = recording.setup.start();
-        let stays = bridge.device("127.0.0.2");
+        let mut stays = bridge.device("127.0.0.2");
         let goes = bridge.device("127.0.0.3");
         let epoch = |address: &str| bridge.until_listed("address", address)["epoch"].to_string();
         let (first, second) = (epoch("127.0.0.2"), epoch("127.0.0.3"));
@@ -27,6 +28,16 @@ fn what_a_bridge_tells_of_its_devices_becomes_rows() {
         let peer = database.rows("SELECT peer FROM devices ORDER BY address").expect("rows");
         assert_eq!(peer[0], stays.local().to_string());
         recording.until(peers, &[&format!("{} open", peer[0]), &format!("{} closed", peer[1])]);
+        // Two lines that are alike are two, also when they come at the same time.
+        stays.send(b"T=1\r\nT=1\r\nT=2\r\n");
+        recording.until(
+            "SELECT address || ' ' || epoch || ' ' || line FROM lines ORDER BY number",
+            &[
+                &format!("127.0.0.2 {first} T=1"),
+                &format!("127.0.0.2 {first} T=1"),
+                &format!("127.0.0.2 {first} T=2"),
+            ],
+        );
     });
 }
 
@@ -190,6 +201,32 @@ fn devices_of_a_bridge_that_is_not_heard_are_unknown_until_it_is() {
         recording.until(states, &["10.0.0.1 offline off", "10.0.0.2 offline off"]);
         recording.until("SELECT state FROM bridges", &["offline"]);
         recording.until("SELECT time(until) FROM connections WHERE epoch = 1", &[&at(7)]);
+    });
+}
+
+#[test]
+fn a_command_for_many_is_a_row_for_each_and_one_for_nobody_too() {
+    with_each(|database| {
+        let kinds = [("RECORD_KINDS", "outcome")];
+        let recording = Recording::start(Scene::new("record-many-recipients"), database, &kinds);
+        let to = |address: &str, word: &str, second: u64| {
+            let mut event = outcome("a1", 1, word, second);
+            event["address"] = json!(address);
+            event
+        };
+        let mut to_nobody = outcome("a1", 2, "invalid", 4);
+        to_nobody.as_object_mut().expect("an object").remove("address");
+        to_nobody["reason"] = json!("no address");
+        recording.publish(&[
+            to("10.0.0.1", "written", 1),
+            to("10.0.0.2", "offline", 2),
+            to("10.0.0.1", "uncertain", 3),
+            to_nobody,
+        ]);
+        recording.until(
+            "SELECT number || ' ' || address || ' ' || outcome FROM commands ORDER BY number, address",
+            &["1 10.0.0.1 uncertain", "1 10.0.0.2 offline", "2  invalid"],
+        );
     });
 }
 
