@@ -2,7 +2,7 @@
 //! again.
 
 use std::fs;
-use std::os::unix::fs::chown;
+use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -14,7 +14,7 @@ use sqlx::{AssertSqlSafe, Connection as _, PgConnection, SqliteConnection};
 use tempfile::TempDir;
 
 use super::wait::block_on;
-use super::{Program, free_port, reaper, signal, within};
+use super::{Certificate, Program, free_port, reaper, signal, within};
 
 const VERSIONS: &str = "/usr/lib/postgresql";
 /// The user that Debian's package makes: PostgreSQL refuses to run as root.
@@ -105,6 +105,7 @@ impl Database {
 pub(crate) struct Postgres {
     folder: PathBuf,
     port: u16,
+    speaks_tls: bool,
     server: Mutex<Option<Program>>,
 }
 
@@ -128,6 +129,17 @@ impl Postgres {
     /// One for one test alone.
     #[track_caller]
     pub(crate) fn alone() -> Self {
+        Self::with(None)
+    }
+
+    /// One that shows a certificate to those who ask for TLS.
+    #[track_caller]
+    pub(crate) fn with_tls(certificate: &Certificate) -> Self {
+        Self::with(Some(certificate))
+    }
+
+    #[track_caller]
+    fn with(certificate: Option<&Certificate>) -> Self {
         let folder = tempfile::Builder::new()
             .prefix("rabbitline-postgres-")
             .tempdir()
@@ -137,11 +149,19 @@ impl Postgres {
         if let Some((user, group)) = other_user() {
             chown(&folder, Some(user), Some(group)).expect("chown");
         }
-        fs::write(folder.join("password"), PASSWORD).expect("written");
-        if let Some((user, group)) = other_user() {
-            chown(folder.join("password"), Some(user), Some(group)).expect("chown");
+        let [public, private] = certificate.map_or([""; 2], Certificate::pems);
+        for (name, text) in
+            [("password", PASSWORD), ("server.crt", public), ("server.key", private)]
+        {
+            let path = folder.join(name);
+            fs::write(&path, text).expect("written");
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("chmod");
+            if let Some((user, group)) = other_user() {
+                chown(&path, Some(user), Some(group)).expect("chown");
+            }
         }
-        let postgres = Self { folder, port: free_port(), server: Mutex::new(None) };
+        let speaks_tls = certificate.is_some();
+        let postgres = Self { folder, port: free_port(), speaks_tls, server: Mutex::new(None) };
         let mut initdb = postgres.command("initdb");
         initdb
             .args(["--no-sync", "--username", USER, "--encoding", "UTF8", "--locale", "C"])
@@ -163,6 +183,12 @@ impl Postgres {
             "-c",
             "fsync=off",
         ]);
+        if self.speaks_tls {
+            let file = |name: &str| self.folder.join(name).display().to_string();
+            command
+                .args(["-c", "ssl=on", "-c", &format!("ssl_cert_file={}", file("server.crt"))])
+                .args(["-c", &format!("ssl_key_file={}", file("server.key"))]);
+        }
         let mut server = Program::spawn("postgres", command, &[]);
         within(START, "PostgreSQL answers", || {
             if let Some(status) = server.ended() {

@@ -58,6 +58,11 @@ impl Authority {
         }
     }
 
+    /// Itself, for those who are to trust it.
+    pub(crate) fn pem(&self) -> &str {
+        &self.pem
+    }
+
     /// A certificate of a bridge.
     pub(crate) fn server(&self) -> Certificate {
         self.vouch("bridge", BRIDGE)
@@ -83,6 +88,11 @@ impl Authority {
 }
 
 impl Certificate {
+    /// The certificate and its key, for a server that is not ours.
+    pub(crate) fn pems(&self) -> [&str; 2] {
+        [&self.pem, &self.key_pem]
+    }
+
     /// Whether a device was shown this one.
     pub(crate) fn is_shown_to(&self, device: &TlsDevice) -> bool {
         let shown = device.stream.conn.peer_certificates();

@@ -1,10 +1,11 @@
 //! The recorder as its operators see it: settings, an end in good order, what systemd is told.
 
 use std::os::unix::net::UnixDatagram;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::*;
-use crate::harness::PASSWORD;
+use crate::harness::{Authority, PASSWORD, Postgres};
 
 #[test]
 fn wrong_settings_are_told_with_what_was_expected() {
@@ -45,6 +46,34 @@ fn the_password_of_the_database_can_come_from_a_file_and_is_never_logged() {
     recording.until("SELECT address FROM devices", &["10.0.0.1"]);
     recording.stop();
     assert!(!recording.program.stderr.text().contains(PASSWORD), "the password is in the log");
+}
+
+#[test]
+fn a_database_is_spoken_to_over_tls_if_its_certificate_is_the_right_one() {
+    let (authority, stranger) = (Authority::new(), Authority::new());
+    let server = Arc::new(Postgres::with_tls(&authority.vouch("database", "localhost")));
+    let database = Database::on(&server);
+    let folder = tempfile::tempdir().expect("a directory");
+    let url = |trusted: &Authority| {
+        let file = folder.path().join("ca.pem");
+        std::fs::write(&file, trusted.pem()).expect("written");
+        let url = database.url().replace("127.0.0.1", "localhost");
+        format!("{url}?sslmode=verify-full&sslrootcert={}", file.display())
+    };
+    let wrong = url(&stranger);
+    let scene = Scene::new("record-tls");
+    let mut recording = Recording::start(scene, &database, &[("RECORD_DATABASE", &wrong)]);
+    recording.publish(&[presence("a1", 1, "10.0.0.1", 1, "connected")]);
+    let said = recording.until_logged(&["WARN", "cannot use the database"]);
+    assert!(said.contains("certificate") && !said.contains(PASSWORD), "{said}");
+    recording.program.kill();
+
+    recording.setup = recording.setup.clone().set("RECORD_DATABASE", url(&authority));
+    recording.start_again();
+    recording.until("SELECT address FROM devices", &["10.0.0.1"]);
+    let secured = "SELECT 'yes' FROM pg_stat_ssl JOIN pg_stat_activity USING (pid)
+        WHERE ssl AND application_name = 'rabbitline record' AND datname = current_database()";
+    recording.until(secured, &["yes"]);
 }
 
 #[test]
