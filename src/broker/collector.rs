@@ -66,7 +66,7 @@ impl<K: Keeper> Collector<K> {
 
     /// Collects on one connection. Ends well only when told to.
     async fn attempt(&self, drain: &CancellationToken) -> Result<End, BrokerError> {
-        let opening = Link::open(&self.settings.mq, NAME, metrics::Link::Consumer);
+        let opening = Link::open(&self.settings.mq, NAME, "consumer");
         let link = tokio::select! {
             () = drain.cancelled() => return Ok(End::Done),
             link = opening => link?,
