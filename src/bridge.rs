@@ -19,12 +19,14 @@ use crate::device::{Devices, Door, EndReason, Hall, Listener, Options, Registry,
 use crate::feed::{Feed, Outlet};
 use crate::groups::{Groups, Listed};
 use crate::http::{self, HttpState, Topics};
+use crate::live::{Live, Mask};
 use crate::metrics::Metrics;
 use crate::parking::Parking;
 use crate::presence::Presence;
 use crate::protocol::Wire;
 use crate::report::Reporter;
 use crate::router::Router;
+use crate::run::Run;
 use crate::settings::{self, Settings};
 use crate::trail::Trail;
 use crate::uplink::Uplink;
@@ -175,21 +177,24 @@ impl Parts {
         let stalled_max = usize::from(settings.mq.stalled_max.get());
         let unsettled_max = usize::from(settings.mq.prefetch.get()) + stalled_max;
         let jobs = Arc::new(Jobs::new(Arc::clone(&work), unsettled_max));
-        let presence = Arc::new(Presence::new(Arc::clone(&bridge), Arc::clone(&work)));
+        let run = Run::begin(Arc::clone(&bridge));
+        let live = Arc::new(Live::new(Mask::new(settings.process.live_mask.as_ref())));
+        let presence = Presence::new(run.clone(), Arc::clone(&work), Arc::clone(&live));
+        let presence = Arc::new(presence);
         let trail = Arc::new(Trail::default());
-        let uplink = || Uplink::new(Arc::clone(&bridge), Arc::clone(&work), metrics.clone());
+        let uplink = || {
+            let (work, live) = (Arc::clone(&work), Arc::clone(&live));
+            Uplink::new(run.clone(), work, metrics.clone(), live)
+        };
         let wants_uplink = settings.listeners.iter().any(|it| it.device.uplink.is_on());
         let uplink = wants_uplink.then(uplink).map(Arc::new);
-        let parking = Arc::new(Parking::new(
-            settings.command.parked_max.0,
-            settings.command.parked_total_max.0,
-            settings.mq.heartbeat * HEARTBEATS_TO_NOTICE,
-        ));
+        let parking = Arc::new(parking(&settings));
         let reporter = Reporter::new(
             Arc::clone(&jobs),
             Arc::clone(&parking),
             metrics.clone(),
-            Arc::clone(&bridge),
+            Arc::clone(&live),
+            run.clone(),
         );
         let registry = Registry::new(Arc::clone(&presence), Arc::clone(&trail), metrics.clone());
         let devices = Arc::new(Devices {
@@ -216,7 +221,10 @@ impl Parts {
         let http = HttpState {
             devices: Arc::clone(&devices),
             trail,
+            live,
             bridge: Arc::clone(&bridge),
+            expires_ms: settings.process.expires_ms(),
+            run: run.clone(),
             consuming: Arc::clone(&consumer.consuming),
             draining: Arc::new(AtomicBool::new(false)),
         };
@@ -226,9 +234,17 @@ impl Parts {
         let feed = Feed::new(source, url, &bridge, to, of);
         let feed = feed.map_err(|error| wrong("REDIS_URL", error))?;
         let publisher =
-            Publisher::new(settings, bridge, jobs, presence, Arc::clone(&devices), outlet, work);
+            Publisher::new(settings, run, jobs, presence, Arc::clone(&devices), outlet, work);
         Ok(Self { devices, consumer, publisher, feed, http })
     }
+}
+
+fn parking(settings: &Settings) -> Parking {
+    Parking::new(
+        settings.command.parked_max.0,
+        settings.command.parked_total_max.0,
+        settings.mq.heartbeat * HEARTBEATS_TO_NOTICE,
+    )
 }
 
 /// What devices connect to, bound.

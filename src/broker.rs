@@ -10,6 +10,7 @@ mod connection;
 mod consumer;
 pub(crate) mod decode;
 mod drain;
+mod heartbeat;
 mod intake;
 mod jobs;
 mod message;

@@ -31,9 +31,12 @@ mod groups;
 mod protocol;
 
 mod ledger;
+mod live;
 mod parking;
 pub mod presence;
 pub mod report;
+mod run;
+mod told;
 mod trail;
 pub mod uplink;
 

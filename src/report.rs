@@ -16,10 +16,13 @@ use crate::clock::{self, Moment};
 use crate::command::{Address, Command, Disposition, IfOffline, Outcome, Reason};
 use crate::gathering::Tally;
 use crate::ledger::{Known, Ledger};
+use crate::live::{Kind, Live};
 use crate::metrics::Metrics;
 use crate::order::{Facts, Order, Origin};
 use crate::parking::{Parking, Place};
+use crate::run::Run;
 use crate::settlement::Settlement;
+use crate::told::{self, End};
 use crate::uplink::text_or_base64;
 
 /// A publication that is owed, before its delivery may be acknowledged if that is still open.
@@ -113,16 +116,25 @@ pub struct Reporter {
     ledger: Ledger,
     parking: Arc<Parking>,
     metrics: Metrics,
-    bridge: Arc<str>,
-    /// When this process began: a part of the ids it makes.
-    born_ms: u64,
+    live: Arc<Live>,
+    /// A part of the ids it makes.
+    run: Run,
 }
 
 /// The parts of a report that do not depend on whether the message was a command.
 struct Account<'a> {
     origin: &'a Origin,
     address: Option<&'a Address>,
+    /// What is known of the command, if it is one.
+    facts: Option<&'a Facts>,
     copy: Option<Copy>,
+}
+
+impl<'a> Account<'a> {
+    fn of(facts: &'a Facts, copy: Option<Copy>) -> Self {
+        let address = Some(&facts.command.address);
+        Self { origin: &facts.origin, address, facts: Some(facts), copy }
+    }
 }
 
 impl Reporter {
@@ -131,10 +143,10 @@ impl Reporter {
         jobs: Arc<Jobs>,
         parking: Arc<Parking>,
         metrics: Metrics,
-        bridge: Arc<str>,
+        live: Arc<Live>,
+        run: Run,
     ) -> Self {
-        let born_ms = Moment::now().wall_ms;
-        Self { jobs, ledger: Ledger::new(), parking, metrics, bridge, born_ms }
+        Self { jobs, ledger: Ledger::new(), parking, metrics, live, run }
     }
 
     /// Reports `order` and settles it, now or once what it owes is published. For any task but the
@@ -166,7 +178,7 @@ impl Reporter {
         settlement: Settlement,
     ) -> Option<Settlement> {
         let copy = Some(Copy::Undelivered(Outcome::Invalid, reason.clone(), None));
-        let account = Account { origin, address, copy };
+        let account = Account { origin, address, facts: None, copy };
         self.finish(account, Fate::new(Outcome::Invalid, reason), Some(settlement))
     }
 
@@ -180,7 +192,7 @@ impl Reporter {
         let fate = Fate::new(Outcome::Offline, "nobody is in the group, or connected");
         let undelivered = Copy::Undelivered(fate.outcome, fate.reason.clone(), None);
         let copy = (if_offline != IfOffline::Drop).then_some(undelivered);
-        self.finish(Account { origin, address: None, copy }, fate, Some(settlement))
+        self.finish(Account { origin, address: None, facts: None, copy }, fate, Some(settlement))
     }
 
     /// Settles the delivery of a command for many, behind a summary if its sender wants receipts.
@@ -197,7 +209,7 @@ impl Reporter {
                 .filter(|(_, count)| *count > 0)
                 .map(|(outcome, count)| (outcome.label(), count))
                 .collect(),
-            bridge: &self.bridge,
+            bridge: &self.run.bridge,
             at: clock::rfc3339(Moment::now().wall_ms),
         };
         // Strings and numbers: this cannot fail.
@@ -208,12 +220,18 @@ impl Reporter {
 
     /// Reports a parked command that has expired in the broker, which has passed it on already.
     pub(crate) fn expired_while_parked(&self, facts: &Facts) {
-        let Facts { command, origin, steps } = facts;
-        steps.conclude(Outcome::Expired, Moment::now().wall_ms);
-        let account = Account { origin, address: Some(&command.address), copy: None };
+        facts.steps.conclude(Outcome::Expired, Moment::now().wall_ms);
+        let account = Account::of(facts, None);
         let fate = Fate::new(Outcome::Expired, "its ttl ended while it was parked");
         let nothing = self.finish(account, fate, None);
         debug_assert!(nothing.is_none());
+    }
+
+    /// Tells those who look on that a command was taken up.
+    pub(crate) fn taken(&self, facts: &Facts) {
+        self.live.tell(Kind::Command, &facts.command.address, || {
+            told::command(&self.run, &self.id(&facts.origin), facts, self.live.mask())
+        });
     }
 
     /// Notes that the whole line of a command was written and its proof is waited for.
@@ -237,7 +255,7 @@ impl Reporter {
         mut fate: Fate,
         settlement: Option<Settlement>,
     ) -> Option<Settlement> {
-        let Command { address, if_offline, once, .. } = &facts.command;
+        let Command { if_offline, once, .. } = &facts.command;
         let copy = match fate.outcome.disposition(*if_offline, *once) {
             Disposition::Ack => None,
             Disposition::Undelivered => Some(undelivered(facts, &fate)),
@@ -250,7 +268,7 @@ impl Reporter {
         if is_final_at_the_device(fate.outcome) {
             self.ledger.note(facts, Known::Done(fate.outcome, fate.answer.clone()));
         }
-        let account = Account { origin: &facts.origin, address: Some(address), copy };
+        let account = Account::of(facts, copy);
         self.finish(account, fate, settlement)
     }
 
@@ -279,7 +297,7 @@ impl Reporter {
         fate: Fate,
         settlement: Option<Settlement>,
     ) -> Option<Settlement> {
-        let Account { origin, address, copy } = account;
+        let Account { origin, address, facts, copy } = account;
         let Fate { outcome, reason, answer } = fate;
         self.metrics.command(outcome);
         if outcome.is_delivered() {
@@ -290,6 +308,7 @@ impl Reporter {
         if copy.is_none()
             && !wants_receipt
             && outcome.is_delivered()
+            && !self.live.wants(Kind::Outcome)
             && !tracing::enabled!(tracing::Level::DEBUG)
         {
             return settlement;
@@ -297,18 +316,32 @@ impl Reporter {
         let id = self.id(origin);
         let address = address.map(ToString::to_string);
         let shown = address.as_deref().unwrap_or("");
+        let trace = origin.message.trace();
         if outcome.is_delivered() {
-            debug!(%id, address = shown, outcome = outcome.label(), "command delivered");
+            debug!(%id, address = shown, outcome = outcome.label(), trace, "command delivered");
         } else if outcome == Outcome::Parked {
-            info!(%id, address = shown, %reason, "command parked");
+            info!(%id, address = shown, %reason, trace, "command parked");
         } else {
-            info!(%id, address = shown, outcome = outcome.label(), %reason, "command not delivered");
+            info!(%id, address = shown, outcome = outcome.label(), %reason, trace, "command not delivered");
         }
+        let answer = answer.as_deref();
+        let end = End { outcome, reason: &reason, answer, at_ms: Moment::now().wall_ms };
+        self.live.tell(Kind::Outcome, shown, || {
+            told::outcome(
+                &self.run,
+                &id,
+                address.as_deref(),
+                origin,
+                facts,
+                &end,
+                Some(self.live.mask()),
+            )
+        });
         if copy.is_none() && !wants_receipt {
             return settlement;
         }
         let receipt = wants_receipt.then(|| {
-            let (answer, answer_base64) = answer.as_deref().map(text_or_base64).unwrap_or_default();
+            let (answer, answer_base64) = answer.map(text_or_base64).unwrap_or_default();
             let receipt = Receipt {
                 id: &id,
                 address: address.as_deref(),
@@ -316,8 +349,8 @@ impl Reporter {
                 reason: Some(&*reason).filter(|_| !outcome.is_delivered()),
                 answer,
                 answer_base64,
-                bridge: &self.bridge,
-                at: clock::rfc3339(Moment::now().wall_ms),
+                bridge: &self.run.bridge,
+                at: clock::rfc3339(end.at_ms),
             };
             // Strings and nothing else: this cannot fail.
             serde_json::to_vec(&receipt).unwrap_or_default()
@@ -345,14 +378,14 @@ impl Reporter {
     }
 
     fn parked_prefix(&self) -> String {
-        format!("{}-{:x}", self.bridge, self.born_ms)
+        format!("{}-{}", self.run.bridge, self.run.name)
     }
 
     /// The id its sender gave it, or one made here, the same each time it is asked for.
     pub(crate) fn id(&self, origin: &Origin) -> String {
         match &origin.id {
             Some(id) => id.to_string(),
-            None => format!("{}-{:x}-{}", self.bridge, self.born_ms, origin.number),
+            None => self.parked_by(origin),
         }
     }
 }

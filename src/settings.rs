@@ -69,6 +69,7 @@ const OUR_PREFIXES: &[&str] = &[
     "SOURCE_",
     "HTTP_LISTEN",
     "BRIDGE_",
+    "LIVE_",
     "SHUTDOWN_",
     "RUNTIME_",
     "LOG_",

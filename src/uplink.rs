@@ -13,7 +13,9 @@ use tracing::warn;
 
 use crate::clock::{self, Moment};
 use crate::command::Address;
+use crate::live::{Kind, Live};
 use crate::metrics::Metrics;
+use crate::run::Run;
 
 /// What the queue may hold, in bytes of JSON: some 200,000 short lines, or ten seconds of 1,000
 /// devices that send 1,600 bytes each second.
@@ -24,6 +26,7 @@ struct Event<'a> {
     address: String,
     epoch: u64,
     bridge: &'a str,
+    run: &'a str,
     at: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     line: Option<&'a str>,
@@ -37,9 +40,10 @@ struct Event<'a> {
 /// Lines from devices, waiting to be published.
 #[derive(Debug)]
 pub struct Uplink {
-    bridge: Arc<str>,
+    run: Run,
     work: Arc<Notify>,
     metrics: Metrics,
+    live: Arc<Live>,
     bytes_max: usize,
     /// Held for one push or pop, never across an await.
     queue: Mutex<Queue>,
@@ -54,24 +58,17 @@ struct Queue {
 
 impl Uplink {
     /// An empty queue; `work` is told when there is something to publish.
-    pub(crate) fn new(bridge: Arc<str>, work: Arc<Notify>, metrics: Metrics) -> Self {
-        Self { bridge, work, metrics, bytes_max: QUEUE_BYTES_MAX, queue: Mutex::default() }
+    pub(crate) fn new(run: Run, work: Arc<Notify>, metrics: Metrics, live: Arc<Live>) -> Self {
+        Self { run, work, metrics, live, bytes_max: QUEUE_BYTES_MAX, queue: Mutex::default() }
     }
 
     /// Takes up a line that a device sent. `late` marks an answer to a command that was given up.
     pub(crate) fn line(&self, address: &Address, epoch: u64, line: &[u8], late: bool) {
-        let (line, line_base64) = text_or_base64(line);
-        let event = Event {
-            address: address.to_string(),
-            epoch,
-            bridge: &self.bridge,
-            at: clock::rfc3339(Moment::now().wall_ms),
-            line,
-            line_base64,
-            late,
-        };
-        // Strings and a number: this cannot fail.
-        let json = serde_json::to_vec(&event).unwrap_or_default();
+        let at_ms = Moment::now().wall_ms;
+        self.live.tell(Kind::Line, address, || {
+            self.json(address, epoch, &self.live.mask().over(line), late, at_ms)
+        });
+        let json = self.json(address, epoch, line, late, at_ms);
         let mut queue = self.lock();
         if queue.bytes + json.len() > self.bytes_max {
             self.metrics.uplink_dropped();
@@ -87,6 +84,22 @@ impl Uplink {
         queue.events.push_back((address.clone(), json));
         drop(queue);
         self.work.notify_one();
+    }
+
+    fn json(&self, address: &Address, epoch: u64, line: &[u8], late: bool, at_ms: u64) -> Vec<u8> {
+        let (line, line_base64) = text_or_base64(line);
+        let event = Event {
+            address: address.to_string(),
+            epoch,
+            bridge: &self.run.bridge,
+            run: &self.run.name,
+            at: clock::rfc3339(at_ms),
+            line,
+            line_base64,
+            late,
+        };
+        // Strings and a number: this cannot fail.
+        serde_json::to_vec(&event).unwrap_or_default()
     }
 
     /// The next event to publish: the address it is about and its JSON.
@@ -122,7 +135,12 @@ mod tests {
     use super::*;
 
     fn uplink(bytes_max: usize) -> Uplink {
-        let uplink = Uplink::new("b1".into(), Arc::new(Notify::new()), Metrics::new());
+        let uplink = Uplink::new(
+            Run::of_a_test(),
+            Arc::new(Notify::new()),
+            Metrics::new(),
+            Live::of_a_test(),
+        );
         Uplink { bytes_max, ..uplink }
     }
 

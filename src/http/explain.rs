@@ -64,6 +64,8 @@ pub(crate) struct Timeline {
     pub(crate) redelivered: bool,
     /// Whether it came from its device's own queue.
     pub(crate) from_parking: bool,
+    /// What ties it to a trace.
+    pub(crate) trace: Option<String>,
     pub(crate) published: Option<String>,
     pub(crate) taken: String,
     pub(crate) written: Option<String>,
@@ -134,6 +136,7 @@ fn timeline(facts: &Arc<Facts>, reporter: &Reporter) -> Timeline {
         once: command.once,
         redelivered: origin.redelivered,
         from_parking: origin.parked,
+        trace: origin.message.trace().map(str::to_owned),
         published: origin.published_ms.map(clock::rfc3339),
         taken: clock::rfc3339(origin.arrived.wall_ms),
         written: step(&steps.written_ms),
