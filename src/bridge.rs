@@ -19,6 +19,7 @@ use crate::device::{Devices, Door, EndReason, Hall, Listener, Options, Registry,
 use crate::feed::{Feed, Outlet};
 use crate::groups::{Groups, Listed};
 use crate::http::{self, HttpState, Topics};
+use crate::last_values::LastValues;
 use crate::live::{Live, Mask};
 use crate::metrics::Metrics;
 use crate::parking::Parking;
@@ -182,12 +183,10 @@ impl Parts {
         let presence = Presence::new(run.clone(), Arc::clone(&work), Arc::clone(&live));
         let presence = Arc::new(presence);
         let trail = Arc::new(Trail::default());
-        let uplink = || {
-            let (work, live) = (Arc::clone(&work), Arc::clone(&live));
-            Uplink::new(run.clone(), work, metrics.clone(), live)
+        let new = |last| {
+            Uplink::new(run.clone(), Arc::clone(&work), metrics.clone(), Arc::clone(&live), last)
         };
-        let wants_uplink = settings.listeners.iter().any(|it| it.device.uplink.is_on());
-        let uplink = wants_uplink.then(uplink).map(Arc::new);
+        let uplink = last_values(&settings).map(new).map(Arc::new);
         let parking = Arc::new(parking(&settings));
         let reporter = Reporter::new(
             Arc::clone(&jobs),
@@ -237,6 +236,13 @@ impl Parts {
             Publisher::new(settings, run, jobs, presence, Arc::clone(&devices), outlet, work);
         Ok(Self { devices, consumer, publisher, feed, http })
     }
+}
+
+/// Where last lines are kept, if any device's lines are wanted.
+fn last_values(settings: &Settings) -> Option<LastValues> {
+    let process = &settings.process;
+    let wants_lines = settings.listeners.iter().any(|it| it.device.uplink.is_on());
+    wants_lines.then(|| LastValues::new(process.last_value_max.0, process.last_value_ttl))
 }
 
 fn parking(settings: &Settings) -> Parking {

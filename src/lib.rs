@@ -30,6 +30,7 @@ mod gathering;
 mod groups;
 mod protocol;
 
+mod last_values;
 mod ledger;
 mod live;
 mod parking;

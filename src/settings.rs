@@ -20,7 +20,7 @@ pub use table::{
 };
 pub use value::{
     CertificateName, Confirm, Identity, IfOffline, LineEnding, LineMax, Listen, LogFormat,
-    Networks, Pattern, Protocol, QueueType, Second, Secret, Size, Switch,
+    Networks, Pattern, Protocol, QueueType, Room, Second, Secret, Size, Switch,
 };
 
 use crate::command::Address;
@@ -69,6 +69,7 @@ const OUR_PREFIXES: &[&str] = &[
     "SOURCE_",
     "HTTP_LISTEN",
     "BRIDGE_",
+    "LAST_",
     "LIVE_",
     "SHUTDOWN_",
     "RUNTIME_",

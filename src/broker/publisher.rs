@@ -284,7 +284,7 @@ impl Publisher {
                     .uplink
                     .as_ref()?
                     .next()
-                    .map(|(address, json)| self.event_item("uplink", address, json)),
+                    .map(|(kind, address, json)| self.event_item(kind, address, json)),
             }
         })
     }

@@ -1,5 +1,7 @@
 //! `GET /events`: what happens, as server-sent events, for as long as the reader keeps up.
 
+use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
@@ -12,7 +14,9 @@ use serde::Deserialize;
 use tokio::time::timeout;
 
 use super::HttpState;
-use crate::live::{Heard, Kinds, Reader};
+use crate::last_values::LastValue;
+use crate::live::{Heard, Kind, Kinds, Reader};
+use crate::uplink::Uplink;
 
 /// A word now and then, so that nobody on the way takes the connection for dead.
 const COMMENT_EVERY: Duration = Duration::from_secs(15);
@@ -41,7 +45,11 @@ pub(super) async fn follow(
         let reason = "as many look on as may; try again when one has gone";
         return refused(StatusCode::SERVICE_UNAVAILABLE, reason);
     };
-    let follower = Follower::new(reader, COMMENT_EVERY);
+    // What comes meanwhile waits in the reader's box.
+    let uplink = state.devices.uplink.clone().filter(|_| kinds.has(Kind::Line));
+    let last = uplink.iter().flat_map(|uplink| uplink.last().all());
+    let last = last.filter(|value| value.address.to_string().starts_with(&prefix)).collect();
+    let follower = Follower { uplink, last, ..Follower::new(reader, COMMENT_EVERY) };
     let pieces = stream::unfold(follower, Follower::next);
     let headers = [
         (header::CONTENT_TYPE, "text/event-stream"),
@@ -54,6 +62,9 @@ pub(super) async fn follow(
 /// One reader's stream.
 struct Follower {
     reader: Reader,
+    uplink: Option<Arc<Uplink>>,
+    /// The last values that it is told first. What is not sent yet is kept for it, though newer ones have come.
+    last: VecDeque<Arc<LastValue>>,
     comment_every: Duration,
     begun: bool,
     ended: bool,
@@ -61,7 +72,8 @@ struct Follower {
 
 impl Follower {
     fn new(reader: Reader, comment_every: Duration) -> Self {
-        Self { reader, comment_every, begun: false, ended: false }
+        let last = VecDeque::new();
+        Self { reader, uplink: None, last, comment_every, begun: false, ended: false }
     }
 
     /// What is sent next.
@@ -73,10 +85,19 @@ impl Follower {
         if !std::mem::replace(&mut self.begun, true) {
             return Some((Bytes::from_static(b": following\n\n"), self));
         }
+        let mut piece = Vec::new();
+        while piece.len() < PIECE
+            && let Some(uplink) = &self.uplink
+            && let Some(value) = self.last.pop_front()
+        {
+            write(Kind::Line.word(), &uplink.last_event(&value), &mut piece);
+        }
+        if !piece.is_empty() {
+            return Some((piece.into(), self));
+        }
         let Ok(heard) = timeout(self.comment_every, self.reader.next()).await else {
             return Some((Bytes::from_static(b":\n\n"), self));
         };
-        let mut piece = Vec::new();
         self.write(heard?, &mut piece);
         while piece.len() < PIECE
             && !self.ended
@@ -120,7 +141,7 @@ pub(super) fn refused(status: StatusCode, detail: impl Into<String>) -> Response
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::live::{Kind, Live};
+    use crate::live::Live;
 
     async fn next(follower: Follower) -> (String, Follower) {
         let (piece, follower) = follower.next().await.expect("a piece");

@@ -3,6 +3,7 @@
 //! It is made in memory, some devices at a time, so that commands go on meanwhile, and lets go of the sessions
 //! before anything is sent: however slowly it is read, no connection that ends is held open by it.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,6 +20,7 @@ use super::HttpState;
 use super::events::refused;
 use crate::clock::{self, Moment};
 use crate::device::Session;
+use crate::last_values::{LastValues, Shown};
 
 /// Devices written between two turns of the other tasks: some 100 µs.
 const STEP: usize = 64;
@@ -40,6 +42,18 @@ struct Device {
     since: String,
     last_seen: String,
     peer: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last: Option<Shown>,
+}
+
+/// A device that is not connected, and whose last line is known.
+#[derive(Serialize)]
+struct Away {
+    address: String,
+    /// That of the connection the line came over.
+    epoch: u64,
+    online: bool,
+    last: Shown,
 }
 
 /// All devices whose address begins with `prefix`.
@@ -76,12 +90,26 @@ async fn write(
 ) -> Vec<u8> {
     let mut json = Json { bytes: Vec::new(), first: true };
     json.open(state, seq, at);
+    let last = state.devices.uplink.as_ref().map(|uplink| uplink.last());
+    let mut online = HashSet::new();
     let mut left = sessions;
     while !left.is_empty() {
         for session in left.drain(left.len().saturating_sub(STEP)..) {
             let address = session.address().to_string();
             if address.starts_with(prefix) {
-                json.push(&Device::of(&session, address));
+                let last = last.and_then(|last| last.get(session.address()));
+                json.push(&Device::of(&session, address, last.map(|last| last.shown())));
+            }
+            online.insert(session.address().clone());
+        }
+        tokio::task::yield_now().await;
+    }
+    for values in last.map(LastValues::all).unwrap_or_default().chunks(STEP) {
+        for value in values.iter().filter(|value| !online.contains(&value.address)) {
+            let address = value.address.to_string();
+            if address.starts_with(prefix) {
+                let (epoch, last) = (value.epoch, value.shown());
+                json.push(&Away { address, epoch, online: false, last });
             }
         }
         tokio::task::yield_now().await;
@@ -122,7 +150,7 @@ impl Json {
 }
 
 impl Device {
-    fn of(session: &Session, address: String) -> Self {
+    fn of(session: &Session, address: String, last: Option<Shown>) -> Self {
         let now = session.snapshot();
         Self {
             address,
@@ -132,6 +160,7 @@ impl Device {
             since: clock::rfc3339(now.since_ms),
             last_seen: clock::rfc3339(now.last_seen_ms),
             peer: session.peer().to_string(),
+            last,
         }
     }
 }

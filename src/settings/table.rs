@@ -10,7 +10,7 @@ use serde::Deserialize;
 
 use super::value::{
     CertificateName, Confirm, Field, Identity, IfOffline, LineEnding, LineMax, Listen, LogFormat,
-    Networks, Pattern, Protocol, QueueType, Second, Secret, Size, Switch,
+    Networks, Pattern, Protocol, QueueType, Room, Second, Secret, Size, Switch,
 };
 
 /// One row of the settings table.
@@ -177,6 +177,8 @@ section! {
     Process, RawProcess, PROCESS_ROWS, "";
     bridge_name: Option<String> = "BRIDGE_NAME", "", "Name of this bridge in events and receipts; unset: the host name.";
     bridge_heartbeat: Duration = "BRIDGE_HEARTBEAT", "3s", "How often the bridge says in `bridge.<name>` that it is there.";
+    last_value_max: Room = "LAST_VALUE_MAX", "16777216", "Bytes of memory for the last line of each device, all together, which is shown to who asks for the state; the oldest goes first. 0: none is kept.";
+    last_value_ttl: Option<Duration> = "LAST_VALUE_TTL", "", "A last line is removed after this, and `last.<address>` says so; unset: never.";
     live_mask: Option<Pattern> = "LIVE_MASK", "", "Regular expression of what is replaced by `***` in lines and commands shown at `/events` and by the tap: its group `secret` if it has one, else all of it. Unset: what follows words like password, token or secret.";
     shutdown_grace: Duration = "SHUTDOWN_GRACE", "10s", "Limit for the drain on SIGTERM or SIGINT.";
     runtime_threads: NonZeroU16 = "RUNTIME_THREADS", "1", "Worker threads. One is fastest up to many thousands of devices: commands then never change threads.";

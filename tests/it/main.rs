@@ -32,6 +32,7 @@ mod hello;
 mod http;
 mod hundred_thousand;
 mod invalid;
+mod last_values;
 mod limits;
 mod links;
 mod listeners;
