@@ -14,7 +14,8 @@ use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use crate::access::gate::Total;
-use crate::broker::{Consumer, Intake, Jobs, Publisher};
+use crate::backlog::{self, Backlog};
+use crate::broker::{Consumer, Intake, Jobs, Publisher, Tap};
 use crate::device::{Devices, Door, EndReason, Hall, Listener, Options, Registry, Rules, Sweeper};
 use crate::feed::{Feed, Outlet};
 use crate::groups::{Groups, Listed};
@@ -57,6 +58,7 @@ pub struct Bridge {
     sweeper: JoinHandle<()>,
     consumer: JoinHandle<()>,
     publisher: JoinHandle<bool>,
+    tap: JoinHandle<()>,
     http: JoinHandle<()>,
 }
 
@@ -77,7 +79,7 @@ impl Bridge {
         let door = Arc::new(Door::of_topics(first, &bridge));
         let options = Options::of(&first.device);
         let wires = listeners.iter().map(Listener::wire).collect();
-        let Parts { devices, consumer, publisher, feed, http } =
+        let Parts { devices, consumer, publisher, tap, feed, http } =
             Parts::new(settings, bridge, wires)?;
 
         let (drain, give_up, finish) =
@@ -85,6 +87,7 @@ impl Bridge {
         let sessions = TaskTracker::new();
         let draining = Arc::clone(&http.draining);
         let publisher = tokio::spawn(publisher.run(finish.clone()));
+        let tap = tokio::spawn(tap.run(finish.clone()));
         let sweeper = tokio::spawn(Sweeper::run(Arc::clone(&devices)));
         let hall = Hall {
             devices: Arc::clone(&devices),
@@ -113,6 +116,7 @@ impl Bridge {
             sweeper,
             consumer,
             publisher,
+            tap,
             http,
         })
     }
@@ -152,6 +156,8 @@ impl Bridge {
             warn!("the broker did not confirm in time that every device is offline.");
             clean = false;
         }
+        // It closes its connection, for which nobody waits longer.
+        timeout_at(end, &mut self.tap).await.ok();
         self.http.abort();
         clean
     }
@@ -162,6 +168,7 @@ struct Parts {
     devices: Arc<Devices>,
     consumer: Consumer,
     publisher: Publisher,
+    tap: Tap,
     feed: Option<Feed>,
     http: HttpState,
 }
@@ -193,6 +200,7 @@ impl Parts {
             Arc::clone(&parking),
             metrics.clone(),
             Arc::clone(&live),
+            outcomes(&settings, &work),
             run.clone(),
         );
         let registry = Registry::new(Arc::clone(&presence), Arc::clone(&trail), metrics.clone());
@@ -217,6 +225,7 @@ impl Parts {
             bridge: Arc::clone(&bridge),
             consuming: Arc::new(AtomicBool::new(false)),
         };
+        let tap = Tap::new(Arc::clone(&settings), run.clone(), Arc::clone(&live));
         let http = HttpState {
             devices: Arc::clone(&devices),
             trail,
@@ -234,7 +243,7 @@ impl Parts {
         let feed = feed.map_err(|error| wrong("REDIS_URL", error))?;
         let publisher =
             Publisher::new(settings, run, jobs, presence, Arc::clone(&devices), outlet, work);
-        Ok(Self { devices, consumer, publisher, feed, http })
+        Ok(Self { devices, consumer, publisher, tap, feed, http })
     }
 }
 
@@ -243,6 +252,12 @@ fn last_values(settings: &Settings) -> Option<LastValues> {
     let process = &settings.process;
     let wants_lines = settings.listeners.iter().any(|it| it.device.uplink.is_on());
     wants_lines.then(|| LastValues::new(process.last_value_max.0, process.last_value_ttl))
+}
+
+/// Where what became of commands waits for the broker, if it is to be published.
+fn outcomes(settings: &Settings, work: &Arc<Notify>) -> Option<Arc<Backlog>> {
+    let backlog = || Backlog::new("outcomes", Arc::clone(work), backlog::BYTES_MAX);
+    settings.mq.outcome_events.is_on().then(backlog).map(Arc::new)
 }
 
 fn parking(settings: &Settings) -> Parking {

@@ -17,6 +17,8 @@ mod message;
 mod parked_queues;
 mod publisher;
 mod retry;
+mod tap;
+mod tap_client;
 mod topology;
 
 pub(crate) use consumer::Consumer;
@@ -25,6 +27,8 @@ pub(crate) use intake::Intake;
 pub(crate) use jobs::Jobs;
 pub use message::Message;
 pub(crate) use publisher::Publisher;
+pub(crate) use tap::Tap;
+pub(crate) use tap_client::{Drop, Tapped};
 pub use topology::check;
 
 /// What went wrong with the broker: one sentence that names the object and what to change.

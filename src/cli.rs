@@ -6,6 +6,7 @@ mod explain;
 mod send;
 mod serve;
 mod signals;
+mod tap;
 mod token;
 mod watch;
 
@@ -53,6 +54,11 @@ enum Command {
     Device(device::Args),
     /// Print every device that comes and goes, live
     Watch(watch::Args),
+    /// Print what happens, live: commands, what became of them, lines of devices, presence
+    ///
+    /// Exits with 1 when events come faster than they are read, and says how many it has missed; 64 if the
+    /// settings or arguments are wrong, 69 if the broker cannot be used.
+    Tap(tap::Args),
     /// Tell what happened to a command, or to a device, lately
     ///
     /// Asks the bridge that runs here, at HTTP_LISTEN. Exits with 0 if it remembers, 1 if not, 69 if it
@@ -99,6 +105,7 @@ pub fn run() -> ExitCode {
         Some(Command::Check) => on_runtime(1, check::run(settings)),
         Some(Command::Send(args)) => on_runtime(1, send::run(settings, args)),
         Some(Command::Watch(args)) => on_runtime(1, watch::run(settings, args)),
+        Some(Command::Tap(args)) => on_runtime(1, tap::run(settings, args)),
         Some(Command::Explain(args)) => on_runtime(1, explain::run(settings, args)),
         Some(Command::Device(args)) => on_runtime(1, device::run(args)),
         Some(Command::Token(args)) => token::run(&args),

@@ -30,6 +30,7 @@ mod gathering;
 mod groups;
 mod protocol;
 
+mod backlog;
 mod last_values;
 mod ledger;
 mod live;

@@ -79,6 +79,11 @@ impl Kinds {
         words.split(',').map(|word| kind(word.trim())).collect()
     }
 
+    /// Whether there is none.
+    pub(crate) fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
     /// Whether this is one of them.
     pub(crate) fn has(self, kind: Kind) -> bool {
         self.0 & kind.bit() != 0
@@ -95,6 +100,7 @@ impl FromIterator<Kind> for Kinds {
 #[derive(Debug)]
 pub(crate) struct Event {
     pub(crate) kind: Kind,
+    pub(crate) address: String,
     pub(crate) json: Vec<u8>,
 }
 
@@ -124,7 +130,8 @@ struct Shared {
 
 #[derive(Debug)]
 struct Mailbox {
-    kinds: Kinds,
+    /// The bits of what it wants, changed with the list of readers locked.
+    kinds: AtomicU8,
     prefix: Box<str>,
     waiting: Mutex<Waiting>,
     more: Notify,
@@ -174,7 +181,7 @@ impl Live {
         if wanting.peek().is_none() {
             return;
         }
-        let event = Arc::new(Event { kind, json: json() });
+        let event = Arc::new(Event { kind, json: json(), address: address.clone() });
         wanting.for_each(|reader| reader.put(&event));
     }
 
@@ -186,7 +193,7 @@ impl Live {
             return None;
         }
         let mailbox = Arc::new(Mailbox {
-            kinds,
+            kinds: AtomicU8::new(kinds.0),
             prefix: prefix.into(),
             waiting: Mutex::default(),
             more: Notify::new(),
@@ -205,7 +212,7 @@ impl fmt::Debug for Live {
 
 impl Shared {
     fn want(&self, readers: &[Arc<Mailbox>]) {
-        let wanted = readers.iter().fold(0, |all, reader| all | reader.kinds.0);
+        let wanted = readers.iter().fold(0, |all, reader| all | reader.kinds().0);
         self.wanted.store(wanted, Ordering::Relaxed);
     }
 
@@ -215,8 +222,12 @@ impl Shared {
 }
 
 impl Mailbox {
+    fn kinds(&self) -> Kinds {
+        Kinds(self.kinds.load(Ordering::Relaxed))
+    }
+
     fn wants(&self, kind: Kind, address: &str) -> bool {
-        self.kinds.has(kind) && address.starts_with(&*self.prefix)
+        self.kinds().has(kind) && address.starts_with(&*self.prefix)
     }
 
     fn put(&self, event: &Arc<Event>) {
@@ -255,6 +266,13 @@ impl Reader {
                 None => self.mailbox.more.notified().await,
             }
         }
+    }
+
+    /// From now on it hears of these kinds; what has come already stays.
+    pub(crate) fn want(&self, kinds: Kinds) {
+        let readers = self.shared.lock();
+        self.mailbox.kinds.store(kinds.0, Ordering::Relaxed);
+        self.shared.want(&readers);
     }
 
     /// What has come already.
@@ -343,6 +361,17 @@ mod tests {
         assert!(matches!(reader.try_next(), Some(Heard::Event(_))));
         assert!(matches!(reader.try_next(), Some(Heard::Event(_))));
         assert!(matches!(reader.try_next(), Some(Heard::Missed(2))));
+    }
+
+    #[test]
+    fn one_that_changes_its_mind_keeps_what_it_has() {
+        let live = Live::of_a_test();
+        let reader = live.subscribe([Kind::Line].into_iter().collect(), "").expect("room");
+        live.tell(Kind::Line, "a", || b"1".to_vec());
+        reader.want([Kind::Command].into_iter().collect());
+        live.tell(Kind::Line, "a", || panic!("nobody wants it"));
+        live.tell(Kind::Command, "a", || b"2".to_vec());
+        assert_eq!([(); 2].map(|()| text(reader.try_next())), ["1", "2"]);
     }
 
     #[test]

@@ -11,6 +11,7 @@ use std::time::Duration;
 use serde::Serialize;
 use tracing::{debug, info};
 
+use crate::backlog::Backlog;
 use crate::broker::{Jobs, Message};
 use crate::clock::{self, Moment};
 use crate::command::{Address, Command, Disposition, IfOffline, Outcome, Reason};
@@ -116,7 +117,9 @@ pub struct Reporter {
     ledger: Ledger,
     parking: Arc<Parking>,
     metrics: Metrics,
-    live: Arc<Live>,
+    pub(crate) live: Arc<Live>,
+    /// What became of commands, on its way to the broker, if it is wanted there.
+    pub(crate) outcomes: Option<Arc<Backlog>>,
     /// A part of the ids it makes.
     run: Run,
 }
@@ -144,9 +147,10 @@ impl Reporter {
         parking: Arc<Parking>,
         metrics: Metrics,
         live: Arc<Live>,
+        outcomes: Option<Arc<Backlog>>,
         run: Run,
     ) -> Self {
-        Self { jobs, ledger: Ledger::new(), parking, metrics, live, run }
+        Self { jobs, ledger: Ledger::new(), parking, metrics, live, outcomes, run }
     }
 
     /// Reports `order` and settles it, now or once what it owes is published. For any task but the
@@ -309,6 +313,7 @@ impl Reporter {
             && !wants_receipt
             && outcome.is_delivered()
             && !self.live.wants(Kind::Outcome)
+            && self.outcomes.is_none()
             && !tracing::enabled!(tracing::Level::DEBUG)
         {
             return settlement;
@@ -326,17 +331,14 @@ impl Reporter {
         }
         let answer = answer.as_deref();
         let end = End { outcome, reason: &reason, answer, at_ms: Moment::now().wall_ms };
-        self.live.tell(Kind::Outcome, shown, || {
-            told::outcome(
-                &self.run,
-                &id,
-                address.as_deref(),
-                origin,
-                facts,
-                &end,
-                Some(self.live.mask()),
-            )
-        });
+        let told =
+            |mask| told::outcome(&self.run, &id, address.as_deref(), origin, facts, &end, mask);
+        self.live.tell(Kind::Outcome, shown, || told(Some(self.live.mask())));
+        if let Some(outcomes) = &self.outcomes
+            && !outcomes.push(("outcome", shown.to_owned(), told(None)))
+        {
+            self.metrics.outcome_event_dropped();
+        }
         if copy.is_none() && !wants_receipt {
             return settlement;
         }

@@ -1,27 +1,22 @@
 //! `Uplink`: lines from devices on their way to the broker.
 //!
-//! A bounded queue between the sessions, which never wait, and the publisher. When the broker is
-//! away or slow for too long the newest lines are dropped, counted, and said once in the log.
+//! They wait in a `Backlog`; what finds no room there is counted. The last line of each device is kept, and whoever looks
+//! on hears of each.
 
-use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use base64::Engine;
 use serde::Serialize;
 use tokio::sync::Notify;
 use tokio::time::Instant;
-use tracing::warn;
 
+use crate::backlog::{self, Backlog, Told};
 use crate::clock::{self, Moment};
 use crate::command::Address;
 use crate::last_values::{LastValue, LastValues};
 use crate::live::{Kind, Live};
 use crate::metrics::Metrics;
 use crate::run::Run;
-
-/// What the queue may hold, in bytes of JSON: some 200,000 short lines, or ten seconds of 1,000
-/// devices that send 1,600 bytes each second.
-const QUEUE_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 #[derive(Serialize)]
 struct Event<'a> {
@@ -67,21 +62,10 @@ struct Expired<'a> {
 #[derive(Debug)]
 pub struct Uplink {
     run: Run,
-    work: Arc<Notify>,
     metrics: Metrics,
     live: Arc<Live>,
     last: LastValues,
-    bytes_max: usize,
-    /// Held for one push or pop, never across an await.
-    queue: Mutex<Queue>,
-}
-
-#[derive(Debug, Default)]
-struct Queue {
-    /// Kind, address and JSON of each.
-    events: VecDeque<(&'static str, Address, Vec<u8>)>,
-    bytes: usize,
-    full: bool,
+    backlog: Backlog,
 }
 
 impl Uplink {
@@ -93,7 +77,8 @@ impl Uplink {
         live: Arc<Live>,
         last: LastValues,
     ) -> Self {
-        Self { run, work, metrics, live, last, bytes_max: QUEUE_BYTES_MAX, queue: Mutex::default() }
+        let backlog = Backlog::new("lines of devices", work, backlog::BYTES_MAX);
+        Self { run, metrics, live, last, backlog }
     }
 
     /// Takes up a line that a device sent. `late` marks an answer to a command that was given up.
@@ -102,7 +87,7 @@ impl Uplink {
         let head = Head { address, epoch, at_ms: at.wall_ms, late, age_ms: None };
         self.live.tell(Kind::Line, address, || self.json(head, &self.live.mask().over(line)));
         self.last.keep(address, epoch, line, at);
-        self.push("uplink", address.clone(), self.json(head, line));
+        self.push("uplink", address.to_string(), self.json(head, line));
     }
 
     /// What is kept of each device.
@@ -133,7 +118,7 @@ impl Uplink {
                 expired: true,
             };
             // Strings and a bool: this cannot fail.
-            self.push("last", address, serde_json::to_vec(&event).unwrap_or_default());
+            self.push("last", address.to_string(), serde_json::to_vec(&event).unwrap_or_default());
         }
     }
 
@@ -155,41 +140,20 @@ impl Uplink {
         serde_json::to_vec(&event).unwrap_or_default()
     }
 
-    fn push(&self, kind: &'static str, address: Address, json: Vec<u8>) {
-        let mut queue = self.lock();
-        if queue.bytes + json.len() > self.bytes_max {
+    fn push(&self, kind: &'static str, address: String, json: Vec<u8>) {
+        if !self.backlog.push((kind, address, json)) {
             self.metrics.uplink_dropped();
-            if !std::mem::replace(&mut queue.full, true) {
-                warn!(
-                    bytes = queue.bytes,
-                    "uplink queue is full: lines from devices are dropped until the broker takes more."
-                );
-            }
-            return;
         }
-        queue.bytes += json.len();
-        queue.events.push_back((kind, address, json));
-        drop(queue);
-        self.work.notify_one();
     }
 
-    /// The next event to publish: its kind, the address it is about and its JSON.
-    pub(crate) fn next(&self) -> Option<(&'static str, Address, Vec<u8>)> {
-        let mut queue = self.lock();
-        let event = queue.events.pop_front()?;
-        queue.bytes -= event.2.len();
-        // Said again only after the queue has had real room.
-        queue.full &= queue.bytes > self.bytes_max / 2;
-        Some(event)
+    /// The next event to publish.
+    pub(crate) fn next(&self) -> Option<Told> {
+        self.backlog.next()
     }
 
     /// Whether everything has been taken out.
     pub(crate) fn is_empty(&self) -> bool {
-        self.lock().events.is_empty()
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+        self.backlog.is_empty()
     }
 }
 
@@ -215,7 +179,8 @@ mod tests {
             Live::of_a_test(),
             LastValues::new(1000, Some(Duration::from_secs(9))),
         );
-        Uplink { bytes_max, ..uplink }
+        let backlog = Backlog::new("lines", Arc::new(Notify::new()), bytes_max);
+        Uplink { backlog, ..uplink }
     }
 
     fn device() -> Address {
@@ -229,7 +194,7 @@ mod tests {
 
     #[test]
     fn a_line_that_is_not_text_goes_out_as_base64() {
-        let uplink = uplink(QUEUE_BYTES_MAX);
+        let uplink = uplink(backlog::BYTES_MAX);
         uplink.line(&device(), 5, b"temp=21", false);
         uplink.line(&device(), 5, b"\xff\x00", false);
         let event = next_json(&uplink);
@@ -242,7 +207,7 @@ mod tests {
 
     #[test]
     fn a_last_value_is_told_as_such_and_so_is_its_end() {
-        let uplink = uplink(QUEUE_BYTES_MAX);
+        let uplink = uplink(backlog::BYTES_MAX);
         uplink.line(&device(), 5, b"temp=21 pwd=x", false);
         assert_eq!(next_json(&uplink)["line"], "temp=21 pwd=x");
         let value = uplink.last().get(&device()).expect("it is kept");
@@ -254,7 +219,7 @@ mod tests {
         assert!(uplink.is_empty());
         uplink.expire(Instant::now() + Duration::from_secs(10));
         let (kind, address, _) = uplink.next().expect("its end");
-        assert_eq!((kind, address), ("last", device()));
+        assert_eq!((kind, address), ("last", device().to_string()));
         assert!(uplink.last().get(&device()).is_none());
     }
 

@@ -53,7 +53,7 @@ pub(crate) struct Publisher {
     work: Arc<Notify>,
     /// Published on a connection that was lost before the broker confirmed it.
     again: VecDeque<Item>,
-    /// Which of jobs, presence, commands and uplink had its turn last.
+    /// Which of jobs, presence, commands, outcomes and uplink had its turn last.
     turn: usize,
     /// Whether it was said, or is about to be, that the bridge ends.
     farewell: bool,
@@ -259,7 +259,8 @@ impl Publisher {
         Ok(())
     }
 
-    /// The next thing to say: first what was said in vain, then jobs, presence, commands and uplink in turn,
+    /// The next thing to say: first what was said in vain, then jobs, presence, commands, outcomes and uplink in
+    /// turn,
     /// so that none of them waits for ever behind another.
     fn next(&mut self) -> Option<Item> {
         while let Some(item) = self.again.pop_front() {
@@ -270,8 +271,8 @@ impl Publisher {
                 settlement.hand_back();
             }
         }
-        (0..4).find_map(|_| {
-            self.turn = (self.turn + 1) % 4;
+        (0..5).find_map(|_| {
+            self.turn = (self.turn + 1) % 5;
             match self.turn {
                 0 => self.jobs.next().map(|job| self.job(job)),
                 1 => self
@@ -279,6 +280,13 @@ impl Publisher {
                     .next()
                     .map(|(address, json)| self.event_item("presence", address, json)),
                 2 => self.outlet.next().map(|(body, told)| self.command_item(body, told)),
+                3 => self
+                    .devices
+                    .reporter
+                    .outcomes
+                    .as_ref()?
+                    .next()
+                    .map(|(kind, address, json)| self.event_item(kind, address, json)),
                 _ => self
                     .devices
                     .uplink
@@ -293,6 +301,7 @@ impl Publisher {
         self.again.is_empty()
             && self.jobs.is_empty()
             && self.presence.is_empty()
+            && self.devices.reporter.outcomes.as_ref().is_none_or(|outcomes| outcomes.is_empty())
             && self.devices.uplink.as_ref().is_none_or(|uplink| uplink.is_empty())
     }
 

@@ -55,6 +55,16 @@ pub(super) async fn prepare_publisher(link: &Link, settings: &Settings) -> Resul
     for_publisher(link, settings, Missing::Declare).await.map(|_| ())
 }
 
+/// Sees to the exchange that is tapped.
+pub(super) async fn prepare_tap(link: &Link, settings: &Settings) -> Result<(), BrokerError> {
+    let name = &settings.mq.tap_exchange;
+    if exchange(link, name, ExchangeKind::Topic, Missing::Declare).await? == Found::Existing {
+        let advice = "set MQ_TAP_EXCHANGE to a topic exchange, or delete this one and let the bridge declare it again";
+        hold_to_topic(link, name, advice).await?;
+    }
+    Ok(())
+}
+
 async fn for_consumer(
     link: &Link,
     settings: &Settings,
@@ -88,7 +98,8 @@ async fn for_publisher(
     let mut told = Vec::new();
     let events = exchange(link, &mq.events_exchange, ExchangeKind::Topic, missing).await?;
     if events == Found::Existing {
-        hold_to_topic(link, &mq.events_exchange).await?;
+        let advice = "set MQ_EVENTS_EXCHANGE to a topic exchange, or delete this one and let the bridge declare it again";
+        hold_to_topic(link, &mq.events_exchange, advice).await?;
     }
     let undelivered =
         exchange(link, &mq.undelivered_exchange, ExchangeKind::Fanout, missing).await?;
@@ -230,7 +241,7 @@ async fn may_consume(link: &Link, name: &str) -> Result<(), BrokerError> {
 }
 
 /// Events are routed by topic; on any other exchange nobody could follow a subnet or a device.
-async fn hold_to_topic(link: &Link, name: &str) -> Result<(), BrokerError> {
+async fn hold_to_topic(link: &Link, name: &str, advice: &'static str) -> Result<(), BrokerError> {
     let options = ExchangeDeclareOptions {
         passive: false,
         durable: true,
@@ -244,7 +255,6 @@ async fn hold_to_topic(link: &Link, name: &str) -> Result<(), BrokerError> {
         .await
     {
         Err(error) if says(&error, PRECONDITION_FAILED, "'type'") => {
-            let advice = "set MQ_EVENTS_EXCHANGE to a topic exchange, or delete this one and let the bridge declare it again";
             Err(refusal(format!("exchange `{name}`"), &error, advice))
         }
         Ok(()) | Err(_) => Ok(()),

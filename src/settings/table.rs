@@ -84,6 +84,8 @@ section! {
     heartbeat: Duration = "MQ_HEARTBEAT", "10s", "AMQP heartbeat, whole seconds; a silent broker is given up after twice this.";
     connect_timeout: Duration = "MQ_CONNECT_TIMEOUT", "10s", "Limit for one attempt to connect, TCP, TLS and AMQP handshake together.";
     events_exchange: String = "MQ_EVENTS_EXCHANGE", "device-events", "Topic exchange for `presence.<address>`, `uplink.<address>` and what else is told; declared if it is missing.";
+    outcome_events: Switch = "MQ_OUTCOME_EVENTS", "off", "`on` publishes what became of each command as `outcome.<address>`, whether or not its sender wants a receipt.";
+    tap_exchange: String = "MQ_TAP_EXCHANGE", "device-tap", "Topic exchange to which what happens is published while somebody listens there, as `rabbitline tap` does; declared if it is missing.";
     undelivered_exchange: String = "MQ_UNDELIVERED_EXCHANGE", "undelivered", "Exchange for commands that were not delivered; declared (fanout) if it is missing, with a durable queue of the same name.";
     parked_prefix: String = "MQ_PARKED_PREFIX", "parked", "Commands parked for a device wait in the durable queue `<prefix>.<address>`; a queue named by the prefix alone marks that there may be such.";
 }
