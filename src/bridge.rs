@@ -14,17 +14,21 @@ use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use crate::access::gate::Total;
-use crate::broker::{Consumer, Intake, Jobs, Publisher};
+use crate::backlog::{self, Backlog};
+use crate::broker::{Consumer, Intake, Jobs, Publisher, Tap};
 use crate::device::{Devices, Door, EndReason, Hall, Listener, Options, Registry, Rules, Sweeper};
 use crate::feed::{Feed, Outlet};
 use crate::groups::{Groups, Listed};
 use crate::http::{self, HttpState, Topics};
+use crate::last_values::LastValues;
+use crate::live::{Live, Mask};
 use crate::metrics::Metrics;
 use crate::parking::Parking;
 use crate::presence::Presence;
 use crate::protocol::Wire;
 use crate::report::Reporter;
 use crate::router::Router;
+use crate::run::Run;
 use crate::settings::{self, Settings};
 use crate::trail::Trail;
 use crate::uplink::Uplink;
@@ -54,6 +58,7 @@ pub struct Bridge {
     sweeper: JoinHandle<()>,
     consumer: JoinHandle<()>,
     publisher: JoinHandle<bool>,
+    tap: JoinHandle<()>,
     http: JoinHandle<()>,
 }
 
@@ -74,7 +79,7 @@ impl Bridge {
         let door = Arc::new(Door::of_topics(first, &bridge));
         let options = Options::of(&first.device);
         let wires = listeners.iter().map(Listener::wire).collect();
-        let Parts { devices, consumer, publisher, feed, http } =
+        let Parts { devices, consumer, publisher, tap, feed, http } =
             Parts::new(settings, bridge, wires)?;
 
         let (drain, give_up, finish) =
@@ -82,6 +87,7 @@ impl Bridge {
         let sessions = TaskTracker::new();
         let draining = Arc::clone(&http.draining);
         let publisher = tokio::spawn(publisher.run(finish.clone()));
+        let tap = tokio::spawn(tap.run(finish.clone()));
         let sweeper = tokio::spawn(Sweeper::run(Arc::clone(&devices)));
         let hall = Hall {
             devices: Arc::clone(&devices),
@@ -110,6 +116,7 @@ impl Bridge {
             sweeper,
             consumer,
             publisher,
+            tap,
             http,
         })
     }
@@ -149,6 +156,8 @@ impl Bridge {
             warn!("the broker did not confirm in time that every device is offline.");
             clean = false;
         }
+        // It closes its connection, for which nobody waits longer.
+        timeout_at(end, &mut self.tap).await.ok();
         self.http.abort();
         clean
     }
@@ -159,6 +168,7 @@ struct Parts {
     devices: Arc<Devices>,
     consumer: Consumer,
     publisher: Publisher,
+    tap: Tap,
     feed: Option<Feed>,
     http: HttpState,
 }
@@ -175,21 +185,23 @@ impl Parts {
         let stalled_max = usize::from(settings.mq.stalled_max.get());
         let unsettled_max = usize::from(settings.mq.prefetch.get()) + stalled_max;
         let jobs = Arc::new(Jobs::new(Arc::clone(&work), unsettled_max));
-        let presence = Arc::new(Presence::new(Arc::clone(&bridge), Arc::clone(&work)));
+        let run = Run::begin(Arc::clone(&bridge));
+        let live = Arc::new(Live::new(Mask::new(settings.process.live_mask.as_ref())));
+        let presence = Presence::new(run.clone(), Arc::clone(&work), Arc::clone(&live));
+        let presence = Arc::new(presence);
         let trail = Arc::new(Trail::default());
-        let uplink = || Uplink::new(Arc::clone(&bridge), Arc::clone(&work), metrics.clone());
-        let wants_uplink = settings.listeners.iter().any(|it| it.device.uplink.is_on());
-        let uplink = wants_uplink.then(uplink).map(Arc::new);
-        let parking = Arc::new(Parking::new(
-            settings.command.parked_max.0,
-            settings.command.parked_total_max.0,
-            settings.mq.heartbeat * HEARTBEATS_TO_NOTICE,
-        ));
+        let new = |last| {
+            Uplink::new(run.clone(), Arc::clone(&work), metrics.clone(), Arc::clone(&live), last)
+        };
+        let uplink = last_values(&settings).map(new).map(Arc::new);
+        let parking = Arc::new(parking(&settings));
         let reporter = Reporter::new(
             Arc::clone(&jobs),
             Arc::clone(&parking),
             metrics.clone(),
-            Arc::clone(&bridge),
+            Arc::clone(&live),
+            outcomes(&settings, &work),
+            run.clone(),
         );
         let registry = Registry::new(Arc::clone(&presence), Arc::clone(&trail), metrics.clone());
         let devices = Arc::new(Devices {
@@ -213,10 +225,14 @@ impl Parts {
             bridge: Arc::clone(&bridge),
             consuming: Arc::new(AtomicBool::new(false)),
         };
+        let tap = Tap::new(Arc::clone(&settings), run.clone(), Arc::clone(&live));
         let http = HttpState {
             devices: Arc::clone(&devices),
             trail,
+            live,
             bridge: Arc::clone(&bridge),
+            expires_ms: settings.process.expires_ms(),
+            run: run.clone(),
             consuming: Arc::clone(&consumer.consuming),
             draining: Arc::new(AtomicBool::new(false)),
         };
@@ -226,9 +242,30 @@ impl Parts {
         let feed = Feed::new(source, url, &bridge, to, of);
         let feed = feed.map_err(|error| wrong("REDIS_URL", error))?;
         let publisher =
-            Publisher::new(settings, bridge, jobs, presence, Arc::clone(&devices), outlet, work);
-        Ok(Self { devices, consumer, publisher, feed, http })
+            Publisher::new(settings, run, jobs, presence, Arc::clone(&devices), outlet, work);
+        Ok(Self { devices, consumer, publisher, tap, feed, http })
     }
+}
+
+/// Where last lines are kept, if any device's lines are wanted.
+fn last_values(settings: &Settings) -> Option<LastValues> {
+    let process = &settings.process;
+    let wants_lines = settings.listeners.iter().any(|it| it.device.uplink.is_on());
+    wants_lines.then(|| LastValues::new(process.last_value_max.0, process.last_value_ttl))
+}
+
+/// Where what became of commands waits for the broker, if it is to be published.
+fn outcomes(settings: &Settings, work: &Arc<Notify>) -> Option<Arc<Backlog>> {
+    let backlog = || Backlog::new("outcomes", Arc::clone(work), backlog::BYTES_MAX);
+    settings.mq.outcome_events.is_on().then(backlog).map(Arc::new)
+}
+
+fn parking(settings: &Settings) -> Parking {
+    Parking::new(
+        settings.command.parked_max.0,
+        settings.command.parked_total_max.0,
+        settings.mq.heartbeat * HEARTBEATS_TO_NOTICE,
+    )
 }
 
 /// What devices connect to, bound.

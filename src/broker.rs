@@ -13,6 +13,7 @@ mod connection;
 mod consumer;
 pub(crate) mod decode;
 mod drain;
+mod heartbeat;
 mod intake;
 mod jobs;
 mod message;
@@ -20,6 +21,8 @@ mod parked_queues;
 mod publisher;
 mod retry;
 mod stream;
+mod tap;
+mod tap_client;
 mod topology;
 
 pub(crate) use collector::{Collector, Keeper, Letter};
@@ -30,6 +33,8 @@ pub(crate) use jobs::Jobs;
 pub use message::Message;
 pub(crate) use publisher::Publisher;
 pub(crate) use retry::Retry;
+pub(crate) use tap::Tap;
+pub(crate) use tap_client::{Drop, Tapped};
 pub use topology::check;
 
 /// What went wrong with the broker: one sentence that names the object and what to change.

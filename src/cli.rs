@@ -7,6 +7,7 @@ mod record;
 mod send;
 mod serve;
 mod signals;
+mod tap;
 mod token;
 mod watch;
 
@@ -54,6 +55,11 @@ enum Command {
     Device(device::Args),
     /// Print every device that comes and goes, live
     Watch(watch::Args),
+    /// Print what happens, live: commands, what became of them, lines of devices, presence
+    ///
+    /// Exits with 1 when events come faster than they are read, and says how many it has missed; 64 if the
+    /// settings or arguments are wrong, 69 if the broker cannot be used.
+    Tap(tap::Args),
     /// Keep what bridges tell in a database, SQLite or PostgreSQL
     ///
     /// A process of its own: bridges need nothing of it. docs/recorder.md has the tables.
@@ -105,6 +111,7 @@ pub fn run() -> ExitCode {
         Some(Command::Check) => on_runtime(1, check::run(settings)),
         Some(Command::Send(args)) => on_runtime(1, send::run(settings, args)),
         Some(Command::Watch(args)) => on_runtime(1, watch::run(settings, args)),
+        Some(Command::Tap(args)) => on_runtime(1, tap::run(settings, args)),
         Some(Command::Explain(args)) => on_runtime(1, explain::run(settings, args)),
         Some(Command::Device(args)) => on_runtime(1, device::run(args)),
         Some(Command::Token(args)) => token::run(&args),

@@ -59,6 +59,7 @@ impl Fanout {
                 self.remembered += 1;
                 trail.command(&facts);
             }
+            router.devices.reporter.taken(&facts);
             let settlement = Settlement::share_of(&self.gathering, metrics.clone());
             let order = Order { facts, settlement, frame: None };
             match router.route(order, now) {

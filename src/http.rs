@@ -3,9 +3,11 @@
 //! It reads what others own; only `/groups` changes something, and at `/message` clients become devices.
 //! By default it listens on loopback only.
 
+mod events;
 mod explain;
 mod groups;
 mod message;
+mod snapshot;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -24,6 +26,8 @@ use tracing::error;
 use crate::clock;
 use crate::command::Address;
 use crate::device::{self, Session};
+use crate::live::Live;
+use crate::run::Run;
 use crate::trail::Trail;
 
 /// Devices on a page unless `limit` says otherwise, and at most: a page is made in memory.
@@ -35,7 +39,11 @@ const PAGE_MAX: usize = 10_000;
 pub(crate) struct HttpState {
     pub(crate) devices: Arc<device::Devices>,
     pub(crate) trail: Arc<Trail>,
+    pub(crate) live: Arc<Live>,
     pub(crate) bridge: Arc<str>,
+    pub(crate) run: Run,
+    /// How long what is told of the devices counts without another word from the bridge.
+    pub(crate) expires_ms: u64,
     pub(crate) consuming: Arc<AtomicBool>,
     pub(crate) draining: Arc<AtomicBool>,
 }
@@ -48,6 +56,7 @@ pub(crate) async fn serve(listener: tokio::net::TcpListener, state: HttpState, t
         .route("/metrics", get(metrics))
         .route("/devices", get(devices))
         .route("/devices/{address}", get(explain::device))
+        .route("/events", get(events::follow))
         .route("/commands/{id}", get(explain::command))
         .route("/groups", get(groups::all))
         .route("/groups/{group}", get(groups::one))
@@ -79,6 +88,9 @@ async fn metrics(State(state): State<HttpState>) -> impl IntoResponse {
 struct Page {
     limit: Option<usize>,
     after: Option<String>,
+    prefix: Option<String>,
+    /// All of them, as they were at one moment.
+    snapshot: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -104,6 +116,9 @@ struct Device {
 }
 
 async fn devices(State(state): State<HttpState>, Query(page): Query<Page>) -> Response {
+    if page.snapshot.is_some() {
+        return snapshot::take(&state, page.prefix.as_deref().unwrap_or_default()).await;
+    }
     let limit = page.limit.unwrap_or(PAGE);
     if !(1..=PAGE_MAX).contains(&limit) {
         return bad_request(format!("limit: expected 1 to {PAGE_MAX}, got {limit}\n"));

@@ -30,10 +30,15 @@ mod gathering;
 mod groups;
 mod protocol;
 
+mod backlog;
+mod last_values;
 mod ledger;
+mod live;
 mod parking;
 pub mod presence;
 pub mod report;
+mod run;
+mod told;
 mod trail;
 pub mod uplink;
 

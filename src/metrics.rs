@@ -57,6 +57,7 @@ struct Commands {
     unsettled: Gauge,
     parked: Gauge,
     undelivered: Counter,
+    outcome_events_dropped: Counter,
     forgotten: Counter,
 }
 
@@ -91,6 +92,7 @@ impl Commands {
             unsettled: gauge(r, "unsettled", "Deliveries in hand whose fate is not settled."),
             parked: gauge(r, "parked_commands", "Commands parked in the broker by this process, and those found there, as far as it knows; looked at once a second."),
             undelivered: counter(r, "undelivered", "Commands published to the undelivered exchange and confirmed there."),
+            outcome_events_dropped: counter(r, "outcome_events_dropped", "Outcome events dropped because the broker was away or slow for too long."),
             forgotten: counter(r, "settlements_forgotten", "Deliveries dropped unsettled, which is a bug; they are delivered again."),
         }
     }
@@ -179,6 +181,11 @@ impl Metrics {
     /// A command went to the undelivered exchange.
     pub fn undelivered(&self) {
         self.0.commands.undelivered.inc();
+    }
+
+    /// An outcome event found no room.
+    pub fn outcome_event_dropped(&self) {
+        self.0.commands.outcome_events_dropped.inc();
     }
 
     /// A delivery was dropped unsettled.

@@ -39,6 +39,8 @@ pub struct Origin {
     /// Counts what this bridge took up, parked or not; zero for what another bridge parked. Makes an id
     /// for what came without one.
     pub(crate) number: u64,
+    /// The same, in what is told of it; what another bridge parked has one of its own there.
+    pub(crate) told_as: u64,
     /// Whether the broker has handed it to somebody before.
     pub(crate) redelivered: bool,
     /// Whether it waited in its device's own queue.
@@ -67,6 +69,11 @@ impl Steps {
         let index = Outcome::ALL.iter().position(|o| *o == outcome).unwrap_or_default();
         self.outcome.store(index as u64 + 1, Ordering::Relaxed);
         Self::take(&self.concluded_ms, at);
+    }
+
+    /// When it was written; zero if it was not.
+    pub(crate) fn written(&self) -> u64 {
+        self.written_ms.load(Ordering::Relaxed)
     }
 
     pub(crate) fn outcome(&self) -> Option<Outcome> {
@@ -145,6 +152,7 @@ pub(crate) mod tests {
             published_ms: None,
             id: id.map(Into::into),
             number: 1,
+            told_as: 1,
             redelivered: false,
             parked: false,
             shared: false,

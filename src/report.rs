@@ -11,15 +11,19 @@ use std::time::Duration;
 use serde::Serialize;
 use tracing::{debug, info};
 
+use crate::backlog::Backlog;
 use crate::broker::{Jobs, Message};
 use crate::clock::{self, Moment};
 use crate::command::{Address, Command, Disposition, IfOffline, Outcome, Reason};
 use crate::gathering::Tally;
 use crate::ledger::{Known, Ledger};
+use crate::live::{Kind, Live};
 use crate::metrics::Metrics;
 use crate::order::{Facts, Order, Origin};
 use crate::parking::{Parking, Place};
+use crate::run::Run;
 use crate::settlement::Settlement;
+use crate::told::{self, End};
 use crate::uplink::text_or_base64;
 
 /// A publication that is owed, before its delivery may be acknowledged if that is still open.
@@ -115,16 +119,27 @@ pub struct Reporter {
     ledger: Ledger,
     parking: Arc<Parking>,
     metrics: Metrics,
-    bridge: Arc<str>,
-    /// When this process began: a part of the ids it makes.
-    born_ms: u64,
+    pub(crate) live: Arc<Live>,
+    /// What became of commands, on its way to the broker, if it is wanted there.
+    pub(crate) outcomes: Option<Arc<Backlog>>,
+    /// A part of the ids it makes.
+    run: Run,
 }
 
 /// The parts of a report that do not depend on whether the message was a command.
 struct Account<'a> {
     origin: &'a Origin,
     address: Option<&'a Address>,
+    /// What is known of the command, if it is one.
+    facts: Option<&'a Facts>,
     copy: Option<Copy>,
+}
+
+impl<'a> Account<'a> {
+    fn of(facts: &'a Facts, copy: Option<Copy>) -> Self {
+        let address = Some(&facts.command.address);
+        Self { origin: &facts.origin, address, facts: Some(facts), copy }
+    }
 }
 
 impl Reporter {
@@ -133,10 +148,11 @@ impl Reporter {
         jobs: Arc<Jobs>,
         parking: Arc<Parking>,
         metrics: Metrics,
-        bridge: Arc<str>,
+        live: Arc<Live>,
+        outcomes: Option<Arc<Backlog>>,
+        run: Run,
     ) -> Self {
-        let born_ms = Moment::now().wall_ms;
-        Self { jobs, ledger: Ledger::new(), parking, metrics, bridge, born_ms }
+        Self { jobs, ledger: Ledger::new(), parking, metrics, live, outcomes, run }
     }
 
     /// Reports `order` and settles it, now or once what it owes is published. For any task but the
@@ -168,7 +184,7 @@ impl Reporter {
         settlement: Settlement,
     ) -> Option<Settlement> {
         let copy = Some(Copy::Undelivered(Outcome::Invalid, reason.clone(), None));
-        let account = Account { origin, address, copy };
+        let account = Account { origin, address, facts: None, copy };
         self.finish(account, Fate::new(Outcome::Invalid, reason), Some(settlement))
     }
 
@@ -182,7 +198,7 @@ impl Reporter {
         let fate = Fate::new(Outcome::Offline, "nobody is in the group, or connected");
         let undelivered = Copy::Undelivered(fate.outcome, fate.reason.clone(), None);
         let copy = (if_offline != IfOffline::Drop).then_some(undelivered);
-        self.finish(Account { origin, address: None, copy }, fate, Some(settlement))
+        self.finish(Account { origin, address: None, facts: None, copy }, fate, Some(settlement))
     }
 
     /// Settles the delivery of a command for many, behind a summary if its sender wants receipts.
@@ -199,7 +215,7 @@ impl Reporter {
                 .filter(|(_, count)| *count > 0)
                 .map(|(outcome, count)| (outcome.label(), count))
                 .collect(),
-            bridge: &self.bridge,
+            bridge: &self.run.bridge,
             at: clock::rfc3339(Moment::now().wall_ms),
         };
         // Strings and numbers: this cannot fail.
@@ -210,12 +226,18 @@ impl Reporter {
 
     /// Reports a parked command that has expired in the broker, which has passed it on already.
     pub(crate) fn expired_while_parked(&self, facts: &Facts) {
-        let Facts { command, origin, steps } = facts;
         let fate = Fate::new(Outcome::Expired, "its ttl ended while it was parked");
-        steps.conclude(fate.outcome, fate.at);
-        let account = Account { origin, address: Some(&command.address), copy: None };
+        facts.steps.conclude(fate.outcome, fate.at);
+        let account = Account::of(facts, None);
         let nothing = self.finish(account, fate, None);
         debug_assert!(nothing.is_none());
+    }
+
+    /// Tells those who look on that a command was taken up.
+    pub(crate) fn taken(&self, facts: &Facts) {
+        self.live.tell(Kind::Command, &facts.command.address, || {
+            told::command(&self.run, &self.id(&facts.origin), facts, self.live.mask())
+        });
     }
 
     /// Notes that the whole line of a command was written and its proof is waited for.
@@ -239,7 +261,7 @@ impl Reporter {
         mut fate: Fate,
         settlement: Option<Settlement>,
     ) -> Option<Settlement> {
-        let Command { address, if_offline, once, .. } = &facts.command;
+        let Command { if_offline, once, .. } = &facts.command;
         let copy = match fate.outcome.disposition(*if_offline, *once) {
             Disposition::Ack => None,
             Disposition::Undelivered => Some(undelivered(facts, &fate)),
@@ -252,7 +274,7 @@ impl Reporter {
         if is_final_at_the_device(fate.outcome) {
             self.ledger.note(facts, Known::Done(fate.outcome, fate.answer.clone()));
         }
-        let account = Account { origin: &facts.origin, address: Some(address), copy };
+        let account = Account::of(facts, copy);
         self.finish(account, fate, settlement)
     }
 
@@ -281,7 +303,7 @@ impl Reporter {
         fate: Fate,
         settlement: Option<Settlement>,
     ) -> Option<Settlement> {
-        let Account { origin, address, copy } = account;
+        let Account { origin, address, facts, copy } = account;
         let Fate { outcome, at, reason, answer } = fate;
         self.metrics.command(outcome);
         if outcome.is_delivered() {
@@ -292,6 +314,8 @@ impl Reporter {
         if copy.is_none()
             && !wants_receipt
             && outcome.is_delivered()
+            && !self.live.wants(Kind::Outcome)
+            && self.outcomes.is_none()
             && !tracing::enabled!(tracing::Level::DEBUG)
         {
             return settlement;
@@ -299,18 +323,29 @@ impl Reporter {
         let id = self.id(origin);
         let address = address.map(ToString::to_string);
         let shown = address.as_deref().unwrap_or("");
+        let trace = origin.message.trace();
         if outcome.is_delivered() {
-            debug!(%id, address = shown, outcome = outcome.label(), "command delivered");
+            debug!(%id, address = shown, outcome = outcome.label(), trace, "command delivered");
         } else if outcome == Outcome::Parked {
-            info!(%id, address = shown, %reason, "command parked");
+            info!(%id, address = shown, %reason, trace, "command parked");
         } else {
-            info!(%id, address = shown, outcome = outcome.label(), %reason, "command not delivered");
+            info!(%id, address = shown, outcome = outcome.label(), %reason, trace, "command not delivered");
+        }
+        let answer = answer.as_deref();
+        let end = End { outcome, reason: &reason, answer, at_ms: at.wall_ms };
+        let told =
+            |mask| told::outcome(&self.run, &id, address.as_deref(), origin, facts, &end, mask);
+        self.live.tell(Kind::Outcome, shown, || told(Some(self.live.mask())));
+        if let Some(outcomes) = &self.outcomes
+            && !outcomes.push(("outcome", shown.to_owned(), told(None)))
+        {
+            self.metrics.outcome_event_dropped();
         }
         if copy.is_none() && !wants_receipt {
             return settlement;
         }
         let receipt = wants_receipt.then(|| {
-            let (answer, answer_base64) = answer.as_deref().map(text_or_base64).unwrap_or_default();
+            let (answer, answer_base64) = answer.map(text_or_base64).unwrap_or_default();
             let receipt = Receipt {
                 id: &id,
                 address: address.as_deref(),
@@ -318,7 +353,7 @@ impl Reporter {
                 reason: Some(&*reason).filter(|_| !outcome.is_delivered()),
                 answer,
                 answer_base64,
-                bridge: &self.bridge,
+                bridge: &self.run.bridge,
                 at: clock::rfc3339(at.wall_ms),
             };
             // Strings and nothing else: this cannot fail.
@@ -347,14 +382,14 @@ impl Reporter {
     }
 
     fn parked_prefix(&self) -> String {
-        format!("{}-{:x}", self.bridge, self.born_ms)
+        format!("{}-{}", self.run.bridge, self.run.name)
     }
 
     /// The id its sender gave it, or one made here, the same each time it is asked for.
     pub(crate) fn id(&self, origin: &Origin) -> String {
         match &origin.id {
             Some(id) => id.to_string(),
-            None => format!("{}-{:x}-{}", self.bridge, self.born_ms, origin.number),
+            None => self.parked_by(origin),
         }
     }
 }

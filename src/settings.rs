@@ -22,7 +22,7 @@ pub use table::{
 };
 pub use value::{
     CertificateName, Confirm, Identity, IfOffline, LineEnding, LineMax, Listen, LogFormat,
-    Networks, Pattern, Protocol, QueueType, Second, Secret, Size, Switch,
+    Networks, Pattern, Protocol, QueueType, Room, Second, Secret, Size, Switch,
 };
 
 use crate::command::Address;
@@ -74,6 +74,8 @@ const OUR_PREFIXES: &[&str] = &[
     "RECORD_",
     "HTTP_LISTEN",
     "BRIDGE_",
+    "LAST_",
+    "LIVE_",
     "SHUTDOWN_",
     "RUNTIME_",
     "LOG_",

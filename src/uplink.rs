@@ -1,32 +1,33 @@
 //! `Uplink`: lines from devices on their way to the broker.
 //!
-//! A bounded queue between the sessions, which never wait, and the publisher. When the broker is
-//! away or slow for too long the newest lines are dropped, counted, and said once in the log.
+//! They wait in a `Backlog`; what finds no room there is counted. The last line of each device is kept, and whoever looks
+//! on hears of each.
 
-use std::collections::VecDeque;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use base64::Engine;
 use serde::Serialize;
 use tokio::sync::Notify;
-use tracing::warn;
+use tokio::time::Instant;
 
+use crate::backlog::{self, Backlog, Told};
 use crate::clock::{self, Moment};
 use crate::command::Address;
+use crate::last_values::{LastValue, LastValues};
+use crate::live::{Kind, Live};
 use crate::metrics::Metrics;
-
-/// What the queue may hold, in bytes of JSON: some 200,000 short lines, or ten seconds of 1,000
-/// devices that send 1,600 bytes each second.
-const QUEUE_BYTES_MAX: usize = 16 * 1024 * 1024;
+use crate::run::Run;
 
 #[derive(Serialize)]
 struct Event<'a> {
     address: String,
     epoch: u64,
     bridge: &'a str,
-    /// Names the line among those of this process. One that is left out was dropped.
-    number: u64,
+    run: &'a str,
+    /// Names the line among those of this run. One that is left out was dropped.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    number: Option<u64>,
     at: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     line: Option<&'a str>,
@@ -35,83 +36,134 @@ struct Event<'a> {
     /// Whether it answers a command that was given up.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     late: bool,
+    /// Whether it came before its reader did; then also how long ago.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    last: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    age_ms: Option<u64>,
+}
+
+/// What there is to say of a line, but for the line.
+#[derive(Clone, Copy)]
+struct Head<'a> {
+    address: &'a Address,
+    epoch: u64,
+    /// None for one that is told again.
+    number: Option<u64>,
+    at_ms: u64,
+    late: bool,
+    age_ms: Option<u64>,
+}
+
+#[derive(Serialize)]
+struct Expired<'a> {
+    address: String,
+    bridge: &'a str,
+    run: &'a str,
+    at: String,
+    expired: bool,
 }
 
 /// Lines from devices, waiting to be published.
 #[derive(Debug)]
 pub struct Uplink {
-    bridge: Arc<str>,
-    work: Arc<Notify>,
+    run: Run,
     metrics: Metrics,
     numbers: AtomicU64,
-    bytes_max: usize,
-    /// Held for one push or pop, never across an await.
-    queue: Mutex<Queue>,
-}
-
-#[derive(Debug, Default)]
-struct Queue {
-    events: VecDeque<(Address, Vec<u8>)>,
-    bytes: usize,
-    full: bool,
+    live: Arc<Live>,
+    last: LastValues,
+    backlog: Backlog,
 }
 
 impl Uplink {
     /// An empty queue; `work` is told when there is something to publish.
-    pub(crate) fn new(bridge: Arc<str>, work: Arc<Notify>, metrics: Metrics) -> Self {
-        let (numbers, queue) = (AtomicU64::new(1), Mutex::default());
-        Self { bridge, work, metrics, numbers, bytes_max: QUEUE_BYTES_MAX, queue }
+    pub(crate) fn new(
+        run: Run,
+        work: Arc<Notify>,
+        metrics: Metrics,
+        live: Arc<Live>,
+        last: LastValues,
+    ) -> Self {
+        let backlog = Backlog::new("lines of devices", work, backlog::BYTES_MAX);
+        Self { run, metrics, numbers: AtomicU64::new(1), live, last, backlog }
     }
 
     /// Takes up a line that a device sent. `late` marks an answer to a command that was given up.
     pub(crate) fn line(&self, address: &Address, epoch: u64, line: &[u8], late: bool) {
-        let (line, line_base64) = text_or_base64(line);
-        let event = Event {
-            address: address.to_string(),
-            epoch,
-            bridge: &self.bridge,
-            number: self.numbers.fetch_add(1, Ordering::Relaxed),
-            at: clock::rfc3339(Moment::now().wall_ms),
-            line,
-            line_base64,
-            late,
-        };
-        // Strings and a number: this cannot fail.
-        let json = serde_json::to_vec(&event).unwrap_or_default();
-        let mut queue = self.lock();
-        if queue.bytes + json.len() > self.bytes_max {
-            self.metrics.uplink_dropped();
-            if !std::mem::replace(&mut queue.full, true) {
-                warn!(
-                    bytes = queue.bytes,
-                    "uplink queue is full: lines from devices are dropped until the broker takes more."
-                );
-            }
-            return;
-        }
-        queue.bytes += json.len();
-        queue.events.push_back((address.clone(), json));
-        drop(queue);
-        self.work.notify_one();
+        let at = Moment::now();
+        let number = Some(self.numbers.fetch_add(1, Ordering::Relaxed));
+        let head = Head { address, epoch, number, at_ms: at.wall_ms, late, age_ms: None };
+        self.live.tell(Kind::Line, address, || self.json(head, &self.live.mask().over(line)));
+        self.last.keep(address, epoch, line, at);
+        self.push("uplink", address.to_string(), self.json(head, line));
     }
 
-    /// The next event to publish: the address it is about and its JSON.
-    pub(crate) fn next(&self) -> Option<(Address, Vec<u8>)> {
-        let mut queue = self.lock();
-        let event = queue.events.pop_front()?;
-        queue.bytes -= event.1.len();
-        // Said again only after the queue has had real room.
-        queue.full &= queue.bytes > self.bytes_max / 2;
-        Some(event)
+    /// What is kept of each device.
+    pub(crate) fn last(&self) -> &LastValues {
+        &self.last
+    }
+
+    /// A last value, for one who begins to look on.
+    pub(crate) fn last_event(&self, value: &LastValue) -> Vec<u8> {
+        let head = Head {
+            address: &value.address,
+            epoch: value.epoch,
+            number: None,
+            at_ms: value.at.wall_ms,
+            late: false,
+            age_ms: Some(value.age_ms()),
+        };
+        self.json(head, &self.live.mask().over(&value.line))
+    }
+
+    /// Removes the last values whose time has come, and says so.
+    pub(crate) fn expire(&self, now: Instant) {
+        for address in self.last.expire(now) {
+            let event = Expired {
+                address: address.to_string(),
+                bridge: &self.run.bridge,
+                run: &self.run.name,
+                at: clock::rfc3339(Moment::now().wall_ms),
+                expired: true,
+            };
+            // Strings and a bool: this cannot fail.
+            self.push("last", address.to_string(), serde_json::to_vec(&event).unwrap_or_default());
+        }
+    }
+
+    fn json(&self, head: Head<'_>, line: &[u8]) -> Vec<u8> {
+        let (line, line_base64) = text_or_base64(line);
+        let event = Event {
+            address: head.address.to_string(),
+            epoch: head.epoch,
+            bridge: &self.run.bridge,
+            run: &self.run.name,
+            number: head.number,
+            at: clock::rfc3339(head.at_ms),
+            line,
+            line_base64,
+            late: head.late,
+            last: head.age_ms.is_some(),
+            age_ms: head.age_ms,
+        };
+        // Strings and numbers: this cannot fail.
+        serde_json::to_vec(&event).unwrap_or_default()
+    }
+
+    fn push(&self, kind: &'static str, address: String, json: Vec<u8>) {
+        if !self.backlog.push((kind, address, json)) {
+            self.metrics.uplink_dropped();
+        }
+    }
+
+    /// The next event to publish.
+    pub(crate) fn next(&self) -> Option<Told> {
+        self.backlog.next()
     }
 
     /// Whether everything has been taken out.
     pub(crate) fn is_empty(&self) -> bool {
-        self.lock().events.is_empty()
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+        self.backlog.is_empty()
     }
 }
 
@@ -125,11 +177,20 @@ pub(crate) fn text_or_base64(line: &[u8]) -> (Option<&str>, Option<String>) {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn uplink(bytes_max: usize) -> Uplink {
-        let uplink = Uplink::new("b1".into(), Arc::new(Notify::new()), Metrics::new());
-        Uplink { bytes_max, ..uplink }
+        let uplink = Uplink::new(
+            Run::of_a_test(),
+            Arc::new(Notify::new()),
+            Metrics::new(),
+            Live::of_a_test(),
+            LastValues::new(1000, Some(Duration::from_secs(9))),
+        );
+        let backlog = Backlog::new("lines", Arc::new(Notify::new()), bytes_max);
+        Uplink { backlog, ..uplink }
     }
 
     fn device() -> Address {
@@ -137,13 +198,13 @@ mod tests {
     }
 
     fn next_json(uplink: &Uplink) -> serde_json::Value {
-        let (_, json) = uplink.next().expect("an event");
+        let (_, _, json) = uplink.next().expect("an event");
         serde_json::from_slice(&json).expect("JSON")
     }
 
     #[test]
     fn a_line_that_is_not_text_goes_out_as_base64() {
-        let uplink = uplink(QUEUE_BYTES_MAX);
+        let uplink = uplink(backlog::BYTES_MAX);
         uplink.line(&device(), 5, b"temp=21", false);
         uplink.line(&device(), 5, b"\xff\x00", false);
         let event = next_json(&uplink);
@@ -152,6 +213,24 @@ mod tests {
         let event = next_json(&uplink);
         assert_eq!(event["line_base64"], "/wA=");
         assert!(event.get("line").is_none() && uplink.is_empty());
+    }
+
+    #[test]
+    fn a_last_value_is_told_as_such_and_so_is_its_end() {
+        let uplink = uplink(backlog::BYTES_MAX);
+        uplink.line(&device(), 5, b"temp=21 pwd=x", false);
+        assert_eq!(next_json(&uplink)["line"], "temp=21 pwd=x");
+        let value = uplink.last().get(&device()).expect("it is kept");
+        let told: serde_json::Value =
+            serde_json::from_slice(&uplink.last_event(&value)).expect("JSON");
+        assert_eq!((&told["line"], &told["last"]), (&"temp=21 pwd=***".into(), &true.into()));
+        assert!(told["age_ms"].is_u64() && told["epoch"] == 5, "{told}");
+        uplink.expire(Instant::now());
+        assert!(uplink.is_empty());
+        uplink.expire(Instant::now() + Duration::from_secs(10));
+        let (kind, address, _) = uplink.next().expect("its end");
+        assert_eq!((kind, address), ("last", device().to_string()));
+        assert!(uplink.last().get(&device()).is_none());
     }
 
     #[test]

@@ -95,7 +95,8 @@ impl Intake {
         // It keeps its number, which is its place among those that wait; before all that came since if
         // another process parked it.
         let origin = origin(message, arrived, number.unwrap_or(0));
-        let origin = Origin { redelivered, parked: true, ..origin };
+        let told_as = number.unwrap_or_else(|| self.numbers.fetch_add(1, Ordering::Relaxed));
+        let origin = Origin { redelivered, told_as, parked: true, ..origin };
         let Decoded { recipients, terms, id } = match self.decode(&origin) {
             Ok(decoded) => decoded,
             Err(invalid) => return (Err(self.refuse(origin, invalid, settlement)), number),
@@ -119,6 +120,7 @@ impl Intake {
     fn order(&self, command: Command, origin: Origin, settlement: Settlement) -> Order {
         let facts = Arc::new(Facts { command, origin, steps: Steps::default() });
         self.trail.command(&facts);
+        self.devices().reporter.taken(&facts);
         Order { facts, settlement, frame: None }
     }
 
@@ -150,6 +152,7 @@ fn origin(message: Message, arrived: Moment, number: u64) -> Origin {
         message: Arc::new(message),
         arrived,
         number,
+        told_as: number,
         redelivered: false,
         parked: false,
         shared: false,

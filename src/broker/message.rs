@@ -20,6 +20,11 @@ const REASON_HEADER: &str = "x-reason";
 /// For whom a command was not delivered that is for others, too.
 const ADDRESS_HEADER: &str = "x-address";
 
+/// What ties a message to a trace.
+const TRACE_HEADER: &str = "traceparent";
+/// The longest that is taken for one: those of today have 55 bytes, and later ones may be longer.
+const TRACE_MAX: usize = 256;
+
 /// The longest reason a header carries; the log has it whole.
 const REASON_HEADER_MAX: usize = 1024;
 /// Headers travel in one frame, which is 128 KiB unless the broker is set otherwise. A message whose
@@ -99,6 +104,23 @@ impl Message {
     /// The AMQP `message_id`.
     pub(crate) fn message_id(&self) -> Option<&str> {
         self.properties.message_id().as_ref().map(ShortString::as_str)
+    }
+
+    /// What ties it to a trace, as W3C Trace Context writes it.
+    pub(crate) fn trace(&self) -> Option<&str> {
+        let headers = self.properties.headers().as_ref()?;
+        let value = headers.inner().get(TRACE_HEADER)?;
+        let trace = if let AMQPValue::LongString(text) = value {
+            std::str::from_utf8(text.as_bytes()).ok()?
+        } else if let AMQPValue::ShortString(text) = value {
+            text.as_str()
+        } else {
+            return None;
+        };
+        let is_one = !trace.is_empty()
+            && trace.len() <= TRACE_MAX
+            && trace.bytes().all(|byte| byte.is_ascii_graphic());
+        is_one.then_some(trace)
     }
 
     /// Where the sender wants a receipt.
@@ -327,6 +349,24 @@ mod tests {
         let receipt = message(&[("trace", 5), ("CC", 5), ("BCC", 5)]).receipt_properties();
         assert_eq!(names(&receipt), ["trace"]);
         assert_eq!(receipt.correlation_id().as_ref().map(ShortString::as_str), Some("c7"));
+    }
+
+    #[test]
+    fn a_trace_is_what_its_header_says_if_that_can_be_shown() {
+        let of = |value: AMQPValue| {
+            let mut table = FieldTable::default();
+            table.insert(TRACE_HEADER.into(), value);
+            let properties = BasicProperties::default().with_headers(table);
+            Message { properties, ..message(&[]) }.trace().map(str::to_owned)
+        };
+        let trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        assert_eq!(of(long(trace)).as_deref(), Some(trace));
+        assert_eq!(of(AMQPValue::ShortString(trace.into())).as_deref(), Some(trace));
+        for wrong in ["", "a b", "a\nb", &"x".repeat(TRACE_MAX + 1)] {
+            assert_eq!(of(long(wrong)), None, "{wrong:?}");
+        }
+        assert_eq!(of(AMQPValue::LongInt(1)), None);
+        assert_eq!(message(&[]).trace(), None);
     }
 
     #[test]

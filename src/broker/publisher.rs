@@ -1,4 +1,4 @@
-//! `Publisher`: the one task that publishes: owed jobs, presence, uplink.
+//! `Publisher`: the one task that publishes: owed jobs, presence, uplink, and that the bridge is there.
 //!
 //! Every publication is confirmed by the broker, up to `CONFIRM_WINDOW` of them at a time. What is
 //! not confirmed when the connection is lost is published again on the next, in the same order.
@@ -24,7 +24,7 @@ use super::connection::Link;
 use super::message::PERSISTENT;
 use super::parked_queues::ParkedQueues;
 use super::retry::Retry;
-use super::{BrokerError, Jobs, topology};
+use super::{BrokerError, Jobs, heartbeat, topology};
 use crate::clock::Moment;
 use crate::device::Devices;
 use crate::feed::Outlet;
@@ -33,6 +33,7 @@ use crate::order::Facts;
 use crate::parking::Place;
 use crate::presence::Presence;
 use crate::report::{Copy, Job};
+use crate::run::Run;
 use crate::settings::Settings;
 use crate::settlement::Settlement;
 
@@ -44,7 +45,7 @@ const CONFIRM_WINDOW: usize = 256;
 #[derive(Debug)]
 pub(crate) struct Publisher {
     settings: Arc<Settings>,
-    bridge: Arc<str>,
+    run: Run,
     jobs: Arc<Jobs>,
     presence: Arc<Presence>,
     devices: Arc<Devices>,
@@ -52,8 +53,10 @@ pub(crate) struct Publisher {
     work: Arc<Notify>,
     /// Published on a connection that was lost before the broker confirmed it.
     again: VecDeque<Item>,
-    /// Which of jobs, presence, commands and uplink had its turn last.
+    /// Which of jobs, presence, commands, outcomes and uplink had its turn last.
     turn: usize,
+    /// Whether it was said, or is about to be, that the bridge ends.
+    farewell: bool,
 }
 
 /// One thing to say: what is published together, and what may be settled then.
@@ -68,6 +71,8 @@ struct Item {
     parked: Option<Place>,
     /// Who waits for it.
     told: Option<oneshot::Sender<()>>,
+    /// Whether it means nothing later, and is not said again.
+    fleeting: bool,
 }
 
 impl Item {
@@ -91,7 +96,7 @@ impl Publisher {
     /// A publisher of jobs, of presence and of what `devices` send; `work` tells it of them.
     pub(crate) fn new(
         settings: Arc<Settings>,
-        bridge: Arc<str>,
+        run: Run,
         jobs: Arc<Jobs>,
         presence: Arc<Presence>,
         devices: Arc<Devices>,
@@ -99,7 +104,8 @@ impl Publisher {
         work: Arc<Notify>,
     ) -> Self {
         let (again, turn) = (VecDeque::new(), 0);
-        Self { settings, bridge, jobs, presence, devices, outlet, work, again, turn }
+        let farewell = false;
+        Self { settings, run, jobs, presence, devices, outlet, work, again, turn, farewell }
     }
 
     /// Publishes until `finish`, and then until all is confirmed. True if it was.
@@ -115,7 +121,7 @@ impl Publisher {
     }
 
     async fn attempt(&mut self, finish: &CancellationToken) -> Result<(), BrokerError> {
-        let link = Link::open(&self.settings.mq, &self.bridge, "publisher").await?;
+        let link = Link::open(&self.settings.mq, &self.run.bridge, "publisher").await?;
         let prepared = tokio::select! {
             prepared = self.prepare(&link) => prepared,
             error = link.lost() => Err(error),
@@ -156,6 +162,7 @@ impl Publisher {
         let mut waiting = VecDeque::new();
         let mut confirms = FuturesOrdered::new();
         let work = Arc::clone(&self.work);
+        let mut beat = heartbeat::every(self.settings.process.bridge_heartbeat);
         let result = loop {
             let mut begun = Ok(());
             while confirms.len() < CONFIRM_WINDOW
@@ -175,7 +182,13 @@ impl Publisher {
                 break Err(error);
             }
             if finish.is_cancelled() && confirms.is_empty() && self.is_idle() {
-                break Ok(());
+                if self.farewell {
+                    break Ok(());
+                }
+                // Behind the last presence event.
+                self.farewell = true;
+                self.again.push_back(self.heartbeat(false));
+                continue;
             }
             tokio::select! {
                 biased;
@@ -193,6 +206,11 @@ impl Publisher {
                         break Err(error);
                     }
                 }
+                _ = beat.tick(), if self.may_beat(confirms.len()) => {
+                    let item = self.heartbeat(true);
+                    confirms.push_back(begin(channel, &item).await);
+                    waiting.push_back(item);
+                }
                 () = work.notified(), if confirms.len() < CONFIRM_WINDOW => {}
                 () = finish.cancelled(), if !finish.is_cancelled() => {}
             }
@@ -200,7 +218,7 @@ impl Publisher {
             tokio::task::coop::consume_budget().await;
         };
         // Oldest first, before what was to be said again already.
-        for item in waiting.into_iter().rev() {
+        for item in waiting.into_iter().filter(|item| !item.fleeting).rev() {
             self.again.push_front(item);
         }
         result
@@ -240,7 +258,8 @@ impl Publisher {
         Ok(())
     }
 
-    /// The next thing to say: first what was said in vain, then jobs, presence, commands and uplink in turn,
+    /// The next thing to say: first what was said in vain, then jobs, presence, commands, outcomes and uplink in
+    /// turn,
     /// so that none of them waits for ever behind another.
     fn next(&mut self) -> Option<Item> {
         while let Some(item) = self.again.pop_front() {
@@ -251,8 +270,8 @@ impl Publisher {
                 settlement.hand_back();
             }
         }
-        (0..4).find_map(|_| {
-            self.turn = (self.turn + 1) % 4;
+        (0..5).find_map(|_| {
+            self.turn = (self.turn + 1) % 5;
             match self.turn {
                 0 => self.jobs.next().map(|job| self.job(job)),
                 1 => self
@@ -260,12 +279,19 @@ impl Publisher {
                     .next()
                     .map(|(address, json)| self.event_item("presence", address, json)),
                 2 => self.outlet.next().map(|(body, told)| self.command_item(body, told)),
+                3 => self
+                    .devices
+                    .reporter
+                    .outcomes
+                    .as_ref()?
+                    .next()
+                    .map(|(kind, address, json)| self.event_item(kind, address, json)),
                 _ => self
                     .devices
                     .uplink
                     .as_ref()?
                     .next()
-                    .map(|(address, json)| self.event_item("uplink", address, json)),
+                    .map(|(kind, address, json)| self.event_item(kind, address, json)),
             }
         })
     }
@@ -274,7 +300,29 @@ impl Publisher {
         self.again.is_empty()
             && self.jobs.is_empty()
             && self.presence.is_empty()
+            && self.devices.reporter.outcomes.as_ref().is_none_or(|outcomes| outcomes.is_empty())
             && self.devices.uplink.as_ref().is_none_or(|uplink| uplink.is_empty())
+    }
+
+    /// Whether it may be said now, with so much unconfirmed: not before what was said in vain, of which it would
+    /// say that it was said.
+    fn may_beat(&self, unconfirmed: usize) -> bool {
+        unconfirmed < CONFIRM_WINDOW && self.again.is_empty() && !self.farewell
+    }
+
+    /// That the bridge is there, or will be no more.
+    fn heartbeat(&self, online: bool) -> Item {
+        let process = &self.settings.process;
+        let (seq, devices) = (self.presence.seq(), self.devices.registry.count());
+        let json = heartbeat::json(&self.run, process, seq, devices, online);
+        let mut item = self.event_item("bridge", &self.run.bridge, json);
+        if online {
+            item.fleeting = true;
+            for publication in &mut item.publications {
+                publication.properties = heartbeat::properties(process);
+            }
+        }
+        item
     }
 
     /// A command on its way into the queue from which this bridge consumes.

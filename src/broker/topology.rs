@@ -60,7 +60,7 @@ pub(super) async fn prepare_collector(link: &Link, settings: &Settings) -> Resul
     let (mq, record) = (&settings.mq, &settings.record);
     let events = exchange(link, &mq.events_exchange, ExchangeKind::Topic, Missing::Declare).await?;
     if events == Found::Existing {
-        hold_to_topic(link, &mq.events_exchange).await?;
+        hold_to_topic(link, &mq.events_exchange, EVENTS_ADVICE).await?;
     }
     let queue = queue(link, &record.queue, mq.queue_type, Missing::Declare).await?;
     let both_existed = events == Found::Existing && queue == Found::Existing;
@@ -72,6 +72,16 @@ pub(super) async fn prepare_collector(link: &Link, settings: &Settings) -> Resul
     ];
     for (key, _) in kinds.into_iter().filter(|(_, wanted)| *wanted) {
         bind(link, &record.queue, &mq.events_exchange, key, both_existed).await?;
+    }
+    Ok(())
+}
+
+/// Sees to the exchange that is tapped.
+pub(super) async fn prepare_tap(link: &Link, settings: &Settings) -> Result<(), BrokerError> {
+    let name = &settings.mq.tap_exchange;
+    if exchange(link, name, ExchangeKind::Topic, Missing::Declare).await? == Found::Existing {
+        let advice = "set MQ_TAP_EXCHANGE to a topic exchange, or delete this one and let the bridge declare it again";
+        hold_to_topic(link, name, advice).await?;
     }
     Ok(())
 }
@@ -100,6 +110,9 @@ async fn for_consumer(
     Ok(told)
 }
 
+/// What to do about an events exchange of another type.
+const EVENTS_ADVICE: &str = "set MQ_EVENTS_EXCHANGE to a topic exchange, or delete this one and let the bridge declare it again";
+
 async fn for_publisher(
     link: &Link,
     settings: &Settings,
@@ -109,7 +122,7 @@ async fn for_publisher(
     let mut told = Vec::new();
     let events = exchange(link, &mq.events_exchange, ExchangeKind::Topic, missing).await?;
     if events == Found::Existing {
-        hold_to_topic(link, &mq.events_exchange).await?;
+        hold_to_topic(link, &mq.events_exchange, EVENTS_ADVICE).await?;
     }
     let undelivered =
         exchange(link, &mq.undelivered_exchange, ExchangeKind::Fanout, missing).await?;
@@ -251,7 +264,7 @@ async fn may_consume(link: &Link, name: &str) -> Result<(), BrokerError> {
 }
 
 /// Events are routed by topic; on any other exchange nobody could follow a subnet or a device.
-async fn hold_to_topic(link: &Link, name: &str) -> Result<(), BrokerError> {
+async fn hold_to_topic(link: &Link, name: &str, advice: &'static str) -> Result<(), BrokerError> {
     let options = ExchangeDeclareOptions {
         passive: false,
         durable: true,
@@ -265,7 +278,6 @@ async fn hold_to_topic(link: &Link, name: &str) -> Result<(), BrokerError> {
         .await
     {
         Err(error) if says(&error, PRECONDITION_FAILED, "'type'") => {
-            let advice = "set MQ_EVENTS_EXCHANGE to a topic exchange, or delete this one and let the bridge declare it again";
             Err(refusal(format!("exchange `{name}`"), &error, advice))
         }
         Ok(()) | Err(_) => Ok(()),

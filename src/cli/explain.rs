@@ -113,6 +113,10 @@ fn tell_device(device: &DeviceHistory) {
         Some(now) => println!("device {} is connected: {now}", device.address),
         None => println!("device {} is not connected", device.address),
     }
+    if let Some(last) = &device.last {
+        let line = last.line.as_deref().or(last.line_base64.as_deref()).unwrap_or_default();
+        println!("  last line, at {}: {line}", last.at);
+    }
     for past in &device.connections {
         println!("  {} to {}  from {}: {}", past.since, past.until, past.peer, past.reason);
     }

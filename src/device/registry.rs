@@ -121,6 +121,7 @@ impl Registry {
     pub(super) fn update(&self, session: &Session, update: Update) {
         let state = self.lock();
         if state.holds(session) {
+            session.set_silent(update == Update::Silent);
             let reason = match update {
                 Update::Silent => "silent",
                 Update::Heard => "heard",
@@ -145,6 +146,20 @@ impl Registry {
     /// All sessions.
     pub(crate) fn all(&self) -> Vec<Arc<Session>> {
         self.lock().sessions.values().cloned().collect()
+    }
+
+    /// All sessions, and the `seq` of the last presence event whose change they show; or none while `Presence` allows no
+    /// snapshot. Both of one moment: a change is here before its event has its `seq`, and what is seen here is
+    /// not forgotten there.
+    pub(crate) fn snapshot(&self) -> Option<(u64, Vec<Arc<Session>>)> {
+        let state = self.lock();
+        let seq = self.presence.snapshot()?;
+        Some((seq, state.sessions.values().cloned().collect()))
+    }
+
+    /// How many devices are connected.
+    pub(crate) fn count(&self) -> usize {
+        self.lock().sessions.len()
     }
 
     /// Admits nobody any more and gives all sessions.

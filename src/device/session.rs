@@ -9,7 +9,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::net::TcpStream;
@@ -52,6 +52,7 @@ pub struct Session {
     pub(super) commands: AtomicU64,
     pub(super) lines: AtomicU64,
     pub(super) last_seen_ms: AtomicU64,
+    silent: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -106,6 +107,8 @@ pub struct Snapshot {
     pub since_ms: u64,
     /// When its device last sent something, or when it began.
     pub last_seen_ms: u64,
+    /// Whether its device has sent nothing for longer than it should.
+    pub silent: bool,
     /// Commands that wait in its lane.
     pub lane: usize,
     /// Commands written and not known to be acknowledged by its TCP stack, or not answered.
@@ -156,6 +159,7 @@ impl Session {
             commands: AtomicU64::new(0),
             lines: AtomicU64::new(0),
             last_seen_ms: AtomicU64::new(now.wall_ms),
+            silent: AtomicBool::new(false),
         }
     }
 
@@ -193,11 +197,17 @@ impl Session {
         Snapshot {
             since_ms: self.since_ms,
             last_seen_ms: self.last_seen_ms.load(Ordering::Relaxed),
+            silent: self.silent.load(Ordering::Relaxed),
             lane,
             in_flight,
             commands: self.commands.load(Ordering::Relaxed),
             lines: self.lines.load(Ordering::Relaxed),
         }
+    }
+
+    /// Notes whether its device is silent.
+    pub(super) fn set_silent(&self, silent: bool) {
+        self.silent.store(silent, Ordering::Relaxed);
     }
 
     /// Writes `order` now, or lets it wait if its turn has not come and `devices` has room. Gives it

@@ -1,7 +1,8 @@
 //! `Sweeper`: asks the kernel, now and then, what devices have acknowledged of what was written.
 //!
 //! Nobody waits for it: it only lets sessions forget what has arrived. Events for each command would
-//! cost as much as writing it. What has expired while it was parked is noticed here, too.
+//! cost as much as writing it. What has expired while it was parked is noticed here, too, and last
+//! values whose time has come.
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
@@ -38,6 +39,9 @@ impl Sweeper {
             devices.sweeper.sweep(&devices);
             for facts in devices.parking.expire(Instant::now()) {
                 devices.reporter.expired_while_parked(&facts);
+            }
+            if let Some(uplink) = &devices.uplink {
+                uplink.expire(Instant::now());
             }
             devices.metrics.parked(devices.parking.total());
         }

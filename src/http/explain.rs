@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::{Device, HttpState, bad_request};
 use crate::clock;
 use crate::command::Address;
+use crate::last_values::Shown;
 use crate::order::Facts;
 use crate::report::Reporter;
 use crate::trail::Connection;
@@ -34,6 +35,9 @@ pub(crate) struct DeviceHistory {
     pub(crate) address: String,
     /// Its connection, if it is connected.
     pub(crate) connected: Option<serde_json::Value>,
+    /// Its last line, if it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) last: Option<Shown>,
     /// Its past connections, newest first.
     pub(crate) connections: Vec<Ended>,
     /// Its last commands, newest first.
@@ -64,6 +68,8 @@ pub(crate) struct Timeline {
     pub(crate) redelivered: bool,
     /// Whether it came from its device's own queue.
     pub(crate) from_parking: bool,
+    /// What ties it to a trace.
+    pub(crate) trace: Option<String>,
     pub(crate) published: Option<String>,
     pub(crate) taken: String,
     pub(crate) written: Option<String>,
@@ -95,14 +101,15 @@ pub(super) async fn device(State(state): State<HttpState>, Path(name): Path<Stri
         state.trail.connections(&address).into_iter().map(ended).collect();
     let is_its = |facts: &Facts| facts.command.address == address;
     let found = state.trail.commands(is_its, OF_A_DEVICE_MAX);
-    if session.is_none() && connections.is_empty() && found.is_empty() {
+    let last = state.devices.uplink.as_ref().and_then(|uplink| uplink.last().get(&address));
+    if session.is_none() && connections.is_empty() && found.is_empty() && last.is_none() {
         return not_found(format!("no device `{address}` is remembered\n"));
     }
     let connected = session.map(|session| Device::of(&session));
     let connected = connected.and_then(|device| serde_json::to_value(device).ok());
     let commands = found.iter().map(|facts| timeline(facts, &state.devices.reporter)).collect();
-    let address = address.to_string();
-    Json(DeviceHistory { address, connected, connections, commands }).into_response()
+    let (address, last) = (address.to_string(), last.map(|last| last.shown()));
+    Json(DeviceHistory { address, connected, last, connections, commands }).into_response()
 }
 
 fn not_found(text: String) -> Response {
@@ -134,6 +141,7 @@ fn timeline(facts: &Arc<Facts>, reporter: &Reporter) -> Timeline {
         once: command.once,
         redelivered: origin.redelivered,
         from_parking: origin.parked,
+        trace: origin.message.trace().map(str::to_owned),
         published: origin.published_ms.map(clock::rfc3339),
         taken: clock::rfc3339(origin.arrived.wall_ms),
         written: step(&steps.written_ms),

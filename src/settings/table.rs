@@ -11,7 +11,7 @@ use serde::Deserialize;
 use super::record::{DatabaseUrl, Keep, Kinds};
 use super::value::{
     CertificateName, Confirm, Field, Identity, IfOffline, LineEnding, LineMax, Listen, LogFormat,
-    Networks, Pattern, Protocol, QueueType, Second, Secret, Size, Switch,
+    Networks, Pattern, Protocol, QueueType, Room, Second, Secret, Size, Switch,
 };
 
 /// One row of the settings table.
@@ -84,7 +84,9 @@ section! {
     stalled_max: NonZeroU16 = "MQ_STALLED_MAX", "256", "Commands that may wait unsettled for devices that do not read, besides the prefetch; one more that would have to wait is `overloaded`.";
     heartbeat: Duration = "MQ_HEARTBEAT", "10s", "AMQP heartbeat, whole seconds; a silent broker is given up after twice this.";
     connect_timeout: Duration = "MQ_CONNECT_TIMEOUT", "10s", "Limit for one attempt to connect, TCP, TLS and AMQP handshake together.";
-    events_exchange: String = "MQ_EVENTS_EXCHANGE", "device-events", "Topic exchange for `presence.<address>` and `uplink.<address>`; declared if it is missing.";
+    events_exchange: String = "MQ_EVENTS_EXCHANGE", "device-events", "Topic exchange for `presence.<address>`, `uplink.<address>` and what else is told; declared if it is missing.";
+    outcome_events: Switch = "MQ_OUTCOME_EVENTS", "off", "`on` publishes what became of each command as `outcome.<address>`, whether or not its sender wants a receipt.";
+    tap_exchange: String = "MQ_TAP_EXCHANGE", "device-tap", "Topic exchange to which what happens is published while somebody listens there, as `rabbitline tap` does; declared if it is missing.";
     undelivered_exchange: String = "MQ_UNDELIVERED_EXCHANGE", "undelivered", "Exchange for commands that were not delivered; declared (fanout) if it is missing, with a durable queue of the same name.";
     parked_prefix: String = "MQ_PARKED_PREFIX", "parked", "Commands parked for a device wait in the durable queue `<prefix>.<address>`; a queue named by the prefix alone marks that there may be such.";
 }
@@ -189,10 +191,25 @@ section! {
     /// The process itself.
     Process, RawProcess, PROCESS_ROWS, "";
     bridge_name: Option<String> = "BRIDGE_NAME", "", "Name of this bridge in events and receipts; unset: the host name.";
+    bridge_heartbeat: Duration = "BRIDGE_HEARTBEAT", "3s", "How often the bridge says in `bridge.<name>` that it is there.";
+    last_value_max: Room = "LAST_VALUE_MAX", "16777216", "Bytes of memory for the last line of each device, all together, which is shown to who asks for the state; the oldest goes first. 0: none is kept.";
+    last_value_ttl: Option<Duration> = "LAST_VALUE_TTL", "", "A last line is removed after this, and `last.<address>` says so; unset: never.";
+    live_mask: Option<Pattern> = "LIVE_MASK", "", "Regular expression of what is replaced by `***` in lines and commands shown at `/events` and by the tap: its group `secret` if it has one, else all of it. Unset: what follows words like password, token or secret.";
     shutdown_grace: Duration = "SHUTDOWN_GRACE", "10s", "Limit for the drain on SIGTERM or SIGINT.";
     runtime_threads: NonZeroU16 = "RUNTIME_THREADS", "1", "Worker threads. One is fastest up to many thousands of devices: commands then never change threads.";
     log: String = "LOG", "info", "Log filter: `error`, `warn`, `info`, `debug`, `trace`, or per module as in `info,rabbitline::device=debug`.";
     log_format: LogFormat = "LOG_FORMAT", "text", "`text` for people, `json` for machines; one line an event, on standard error.";
+}
+
+impl Process {
+    /// How long what readers know of the devices counts when they hear nothing more of the bridge, in milliseconds:
+    /// three heartbeats and one second for the way, and never so short that a new connection to the broker, which
+    /// takes some seconds, seems to be the bridge's end.
+    pub fn expires_ms(&self) -> u64 {
+        const LEAST: Duration = Duration::from_secs(10);
+        let expires = LEAST.max(3 * self.bridge_heartbeat + Duration::from_secs(1));
+        u64::try_from(expires.as_millis()).unwrap_or(u64::MAX)
+    }
 }
 
 /// The settings table, in the order the documentation shows it.

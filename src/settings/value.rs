@@ -103,6 +103,19 @@ impl Value for Size {
     }
 }
 
+/// How many bytes; none of them if it is 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Room(pub usize);
+
+impl Value for Room {
+    fn expected() -> &'static str {
+        "a whole number from 0 to 4294967295"
+    }
+    fn read(text: &str) -> Option<Self> {
+        text.parse().ok().filter(|size| *size <= SIZE_LIMIT).map(Self)
+    }
+}
+
 /// A regular expression for the lines of a device.
 #[derive(Debug, Clone)]
 pub struct Pattern(pub regex::bytes::Regex);

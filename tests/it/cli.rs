@@ -167,7 +167,7 @@ fn token_prints_the_line_of_a_device_and_nothing_of_its_token() {
 fn help_names_every_command_and_nonsense_is_refused() {
     let help = Setup::new(1).run(&["--help"]);
     assert_eq!(help.code, Some(0));
-    for word in ["serve", "check", "send", "device", "watch", "explain", "token"] {
+    for word in ["serve", "check", "send", "device", "watch", "tap", "explain", "token"] {
         assert!(help.stdout.contains(word), "{help:?}");
     }
     for args in [
@@ -176,6 +176,7 @@ fn help_names_every_command_and_nonsense_is_refused() {
         &["send", "127.0.0.2", "ON", "--ttl", "soon"],
         &["device", "--bind", "x"],
         &["token"],
+        &["tap", "--kind", "nonsense"],
     ] {
         let end = Setup::new(1).run(args);
         assert!(end.code.is_some_and(|code| code != 0), "{args:?}: {end:?}");

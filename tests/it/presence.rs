@@ -22,7 +22,7 @@ fn an_event_says_who_where_when_and_why() {
     let expected = |event: &Value, is_online: bool, reason: &str| {
         json!({
             "address": "127.0.0.2", "online": is_online, "reason": reason, "peer": peer,
-            "bridge": "bridge-under-test", "epoch": event["epoch"], "seq": event["seq"], "at": event["at"],
+            "bridge": "bridge-under-test", "epoch": event["epoch"], "run": event["run"], "seq": event["seq"], "at": event["at"],
         })
     };
     assert_eq!(online, expected(&online, true, "connected"));

@@ -50,6 +50,7 @@ impl Scene {
             .set("MQ_QUEUE", self.queue())
             .set("MQ_EXCHANGE", self.exchange())
             .set("MQ_EVENTS_EXCHANGE", self.events())
+            .set("MQ_TAP_EXCHANGE", self.tap())
             .set("MQ_UNDELIVERED_EXCHANGE", self.undelivered())
             .set("MQ_PARKED_PREFIX", self.parked())
     }
@@ -64,6 +65,10 @@ impl Scene {
 
     pub(crate) fn events(&self) -> String {
         format!("{}.events", self.name)
+    }
+
+    pub(crate) fn tap(&self) -> String {
+        format!("{}.tap", self.name)
     }
 
     pub(crate) fn undelivered(&self) -> String {
