@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use tokio::net::TcpListener;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
@@ -14,11 +15,11 @@ use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use crate::access::gate::Total;
-use crate::broker::{Consumer, Intake, Jobs, Publisher};
+use crate::broker::{Consumer, Intake, Jobs, Publisher, Requester};
 use crate::device::{Devices, Door, EndReason, Hall, Listener, Options, Registry, Rules, Sweeper};
 use crate::feed::{Feed, Outlet};
 use crate::groups::{Groups, Listed};
-use crate::http::{self, HttpState, Topics};
+use crate::http::{self, Access, HttpState, Topics};
 use crate::metrics::Metrics;
 use crate::parking::Parking;
 use crate::presence::Presence;
@@ -54,7 +55,8 @@ pub struct Bridge {
     sweeper: JoinHandle<()>,
     consumer: JoinHandle<()>,
     publisher: JoinHandle<bool>,
-    http: JoinHandle<()>,
+    requester: JoinHandle<()>,
+    http: Vec<JoinHandle<()>>,
 }
 
 impl Bridge {
@@ -63,10 +65,7 @@ impl Bridge {
         let bridge: Arc<str> = settings.bridge_name().into();
         let listeners = listeners(&settings, &bridge)?;
         let total = Total::new(connections_max(&settings));
-        let http_listener = tokio::net::TcpListener::bind(settings.http.listen)
-            .await
-            .map_err(|error| in_use("HTTP_LISTEN", settings.http.listen, &error))?;
-        let http_address = http_listener.local_addr()?;
+        let fronts = Fronts::bind(&settings.http).await?;
         // There is always a first one: settings are checked.
         let Some(first) = settings.listeners.first() else {
             return Err(io::Error::other("no listener"));
@@ -74,7 +73,7 @@ impl Bridge {
         let door = Arc::new(Door::of_topics(first, &bridge));
         let options = Options::of(&first.device);
         let wires = listeners.iter().map(Listener::wire).collect();
-        let Parts { devices, consumer, publisher, feed, http } =
+        let Parts { devices, consumer, publisher, requester, feed, http } =
             Parts::new(settings, bridge, wires)?;
 
         let (drain, give_up, finish) =
@@ -82,6 +81,7 @@ impl Bridge {
         let sessions = TaskTracker::new();
         let draining = Arc::clone(&http.draining);
         let publisher = tokio::spawn(publisher.run(finish.clone()));
+        let requester = tokio::spawn(requester.run(finish.clone()));
         let sweeper = tokio::spawn(Sweeper::run(Arc::clone(&devices)));
         let hall = Hall {
             devices: Arc::clone(&devices),
@@ -97,8 +97,7 @@ impl Bridge {
             sessions.spawn(listener.run(hall.clone()));
         }
         let topics = Topics { door, hall, options };
-        let http = tokio::spawn(http::serve(http_listener, http, topics));
-        info!(address = %http_address, "serving HTTP");
+        let http = fronts.serve(http, topics)?;
         let consumer = tokio::spawn(consumer.run(drain.clone(), give_up.clone()));
         Ok(Self {
             devices,
@@ -110,6 +109,7 @@ impl Bridge {
             sweeper,
             consumer,
             publisher,
+            requester,
             http,
         })
     }
@@ -149,8 +149,54 @@ impl Bridge {
             warn!("the broker did not confirm in time that every device is offline.");
             clean = false;
         }
-        self.http.abort();
+        // Receipts may have come until now; what it does not close in time ends with the process.
+        timeout_at(end, self.requester).await.ok();
+        self.http.iter().for_each(JoinHandle::abort);
         clean
+    }
+}
+
+/// Where HTTP is served, bound.
+struct Fronts {
+    listener: TcpListener,
+    access: Access,
+    /// For probes and metrics alone, if they are not served there.
+    probes: Option<TcpListener>,
+}
+
+impl Fronts {
+    async fn bind(http: &settings::Http) -> io::Result<Self> {
+        let bind = async |setting: &str, address: SocketAddr| {
+            TcpListener::bind(address).await.map_err(|error| in_use(setting, address, &error))
+        };
+        let listener = bind("HTTP_LISTEN", http.listen).await?;
+        let access = Access::new(listener.local_addr()?, http.token_file.clone())
+            .map_err(|error| io::Error::other(format!("HTTP_TOKEN_FILE: {error}")))?;
+        if access.needs_token() && http.token_file.is_none() {
+            warn!(
+                "HTTP_LISTEN is not on loopback and HTTP_TOKEN_FILE is not set: probes, /metrics and /message answer, nothing else."
+            );
+        }
+        let probes = match http.metrics_listen {
+            Some(address) => Some(bind("HTTP_METRICS_LISTEN", address).await?),
+            None => None,
+        };
+        Ok(Self { listener, access, probes })
+    }
+
+    fn serve(self, state: HttpState, topics: Topics) -> io::Result<Vec<JoinHandle<()>>> {
+        let Self { listener, access, probes } = self;
+        let mut tasks = Vec::new();
+        if let Some(probes) = &probes {
+            info!(address = %probes.local_addr()?, "serving probes and metrics");
+        }
+        info!(address = %listener.local_addr()?, "serving HTTP");
+        let serve = http::serve(listener, access, state.clone(), topics, probes.is_none());
+        tasks.push(tokio::spawn(serve));
+        if let Some(probes) = probes {
+            tasks.push(tokio::spawn(http::serve_probes(probes, state)));
+        }
+        Ok(tasks)
     }
 }
 
@@ -159,6 +205,7 @@ struct Parts {
     devices: Arc<Devices>,
     consumer: Consumer,
     publisher: Publisher,
+    requester: Requester,
     feed: Option<Feed>,
     http: HttpState,
 }
@@ -213,12 +260,16 @@ impl Parts {
             bridge: Arc::clone(&bridge),
             consuming: Arc::new(AtomicBool::new(false)),
         };
+        let (requests, requester) =
+            Requester::new(Arc::clone(&settings), Arc::clone(&bridge), devices.wires.clone());
         let http = HttpState {
             devices: Arc::clone(&devices),
             trail,
+            requests: Arc::new(requests),
             bridge: Arc::clone(&bridge),
             consuming: Arc::clone(&consumer.consuming),
             draining: Arc::new(AtomicBool::new(false)),
+            needs_token: false,
         };
         let outlet = Arc::new(Outlet::new(Arc::clone(&work)));
         let (source, url) = (&settings.source, &settings.redis.url);
@@ -227,7 +278,7 @@ impl Parts {
         let feed = feed.map_err(|error| wrong("REDIS_URL", error))?;
         let publisher =
             Publisher::new(settings, bridge, jobs, presence, Arc::clone(&devices), outlet, work);
-        Ok(Self { devices, consumer, publisher, feed, http })
+        Ok(Self { devices, consumer, publisher, requester, feed, http })
     }
 }
 

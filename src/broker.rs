@@ -2,7 +2,8 @@
 //!
 //! Two connections, because a broker under a memory or disk alarm blocks whatever has published,
 //! acknowledgements included: one consumes and acknowledges, one publishes. Each is rebuilt from
-//! nothing after any trouble; what the other does, and the devices, go on meanwhile.
+//! nothing after any trouble; what the other does, and the devices, go on meanwhile. A third, for what
+//! HTTP asks, is there only once somebody has asked.
 
 mod acks;
 pub mod client;
@@ -15,6 +16,7 @@ mod jobs;
 mod message;
 mod parked_queues;
 mod publisher;
+mod requests;
 mod retry;
 mod topology;
 
@@ -24,6 +26,9 @@ pub(crate) use intake::Intake;
 pub(crate) use jobs::Jobs;
 pub use message::Message;
 pub(crate) use publisher::Publisher;
+pub(crate) use requests::{
+    BODY_MAX as REQUEST_BODY_MAX, Gathered, Requester, Requests, Unpublished,
+};
 pub use topology::check;
 
 /// What went wrong with the broker: one sentence that names the object and what to change.

@@ -22,6 +22,8 @@ pub enum Link {
     Consumer,
     /// The one that publishes receipts, events and undelivered commands.
     Publisher,
+    /// The one for what HTTP asks, there only once somebody has asked: no metric counts it.
+    Requests,
 }
 
 impl Link {
@@ -30,6 +32,7 @@ impl Link {
         match self {
             Self::Consumer => "consumer",
             Self::Publisher => "publisher",
+            Self::Requests => "requests",
         }
     }
 }
@@ -247,6 +250,7 @@ impl Metrics {
         let gauge = match link {
             Link::Consumer => consumer,
             Link::Publisher => publisher,
+            Link::Requests => return,
         };
         gauge.set(i64::from(up));
     }

@@ -68,6 +68,8 @@ const OUR_PREFIXES: &[&str] = &[
     "GROUPS_",
     "SOURCE_",
     "HTTP_LISTEN",
+    "HTTP_METRICS",
+    "HTTP_TOKEN",
     "BRIDGE_",
     "SHUTDOWN_",
     "RUNTIME_",
@@ -107,6 +109,7 @@ impl Settings {
         };
         check::read_password_file(&mut mq, given.contains_key("MQ_PASSWORD"), &mut errors);
         check::broker(&mq, &mut errors);
+        check::http(&http, &mut errors);
         if !errors.is_empty() {
             return Err(SettingsErrors(errors));
         }

@@ -9,7 +9,7 @@ use super::decode::Stamps;
 use crate::command::{Address, Outcome, Reason};
 
 /// The header RabbitMQ sets when its timestamp interceptor is on.
-const TIMESTAMP_MS_HEADER: &str = "timestamp_in_ms";
+pub(super) const TIMESTAMP_MS_HEADER: &str = "timestamp_in_ms";
 /// Headers of a parked message, which are gone once it is fetched: until when it may be written
 /// (milliseconds since 1970), and what its bridge knows it by.
 const PARKED_UNTIL_HEADER: &str = "x-parked-until";

@@ -5,11 +5,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use axum::Json;
 use axum::extract::{Path, State};
-use axum::http::StatusCode;
-use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 
-use super::{Device, HttpState, bad_request};
+use super::HttpState;
+use super::devices::Device;
+use super::problem::Problem;
 use crate::clock;
 use crate::command::Address;
 use crate::order::Facts;
@@ -21,7 +21,7 @@ const OF_AN_ID_MAX: usize = 16;
 /// Commands shown of one device.
 const OF_A_DEVICE_MAX: usize = 32;
 
-/// What is known of an id.
+/// What is known of an id, or of all.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct CommandHistory {
     /// Each time it was taken up, newest first.
@@ -75,38 +75,45 @@ pub(crate) struct Timeline {
     pub(crate) settled: Option<String>,
 }
 
-pub(super) async fn command(State(state): State<HttpState>, Path(id): Path<String>) -> Response {
+pub(super) async fn command(
+    State(state): State<HttpState>,
+    Path(id): Path<String>,
+) -> Result<Json<CommandHistory>, Problem> {
     let is_it = |facts: &Facts| state.devices.reporter.id(&facts.origin) == id;
-    let found = state.trail.commands(is_it, OF_AN_ID_MAX);
-    if found.is_empty() {
-        return not_found(format!("no command `{id}` is remembered\n"));
+    let found = commands(&state, is_it, OF_AN_ID_MAX);
+    if found.commands.is_empty() {
+        return Err(Problem::not_found(format!("no command `{id}` is remembered")));
     }
-    let commands = found.iter().map(|facts| timeline(facts, &state.devices.reporter)).collect();
-    Json(CommandHistory { commands }).into_response()
+    Ok(Json(found))
 }
 
-pub(super) async fn device(State(state): State<HttpState>, Path(name): Path<String>) -> Response {
-    let address = match Address::parse(&name) {
-        Ok(address) => address,
-        Err(reason) => return bad_request(format!("{reason}\n")),
-    };
+pub(super) async fn device(
+    State(state): State<HttpState>,
+    Path(name): Path<String>,
+) -> Result<Json<DeviceHistory>, Problem> {
+    let address = Address::parse(&name).map_err(Problem::bad_request)?;
     let session = state.devices.registry.find(&address);
     let connections: Vec<Ended> =
         state.trail.connections(&address).into_iter().map(ended).collect();
     let is_its = |facts: &Facts| facts.command.address == address;
-    let found = state.trail.commands(is_its, OF_A_DEVICE_MAX);
-    if session.is_none() && connections.is_empty() && found.is_empty() {
-        return not_found(format!("no device `{address}` is remembered\n"));
+    let commands = commands(&state, is_its, OF_A_DEVICE_MAX).commands;
+    if session.is_none() && connections.is_empty() && commands.is_empty() {
+        return Err(Problem::not_found(format!("no device `{address}` is remembered")));
     }
     let connected = session.map(|session| Device::of(&session));
     let connected = connected.and_then(|device| serde_json::to_value(device).ok());
-    let commands = found.iter().map(|facts| timeline(facts, &state.devices.reporter)).collect();
     let address = address.to_string();
-    Json(DeviceHistory { address, connected, connections, commands }).into_response()
+    Ok(Json(DeviceHistory { address, connected, connections, commands }))
 }
 
-fn not_found(text: String) -> Response {
-    (StatusCode::NOT_FOUND, text).into_response()
+/// The last commands for which `wanted` holds, newest first.
+pub(super) fn commands(
+    state: &HttpState,
+    wanted: impl Fn(&Facts) -> bool,
+    limit: usize,
+) -> CommandHistory {
+    let (found, reporter) = (state.trail.commands(wanted, limit), &state.devices.reporter);
+    CommandHistory { commands: found.iter().map(|facts| timeline(facts, reporter)).collect() }
 }
 
 fn ended(connection: Connection) -> Ended {

@@ -34,6 +34,7 @@ pub(crate) use broker::{Broker, free_port};
 pub(crate) use device::{Device, dial};
 pub(crate) use dice::Dice;
 pub(crate) use fleet::{Fleet, address};
+pub(crate) use http::{Answer, get};
 pub(crate) use netns::Site;
 pub(crate) use program::{Finished, Program};
 pub(crate) use proxy::Proxy;

@@ -29,6 +29,8 @@ mod greeting;
 mod groups;
 mod hello;
 mod http;
+mod http_access;
+mod http_commands;
 mod hundred_thousand;
 mod invalid;
 mod limits;
