@@ -27,6 +27,7 @@ use crate::protocol::Wire;
 use crate::report::Reporter;
 use crate::router::Router;
 use crate::settings::{self, Settings};
+use crate::stats::Stats;
 use crate::trail::Trail;
 use crate::uplink::Uplink;
 
@@ -186,7 +187,7 @@ impl Fronts {
 
     fn serve(self, state: HttpState, topics: Topics) -> io::Result<Vec<JoinHandle<()>>> {
         let Self { listener, access, probes } = self;
-        let mut tasks = Vec::new();
+        let mut tasks = vec![tokio::spawn(Arc::clone(&state.stats).sample())];
         if let Some(probes) = &probes {
             info!(address = %probes.local_addr()?, "serving probes and metrics");
         }
@@ -262,7 +263,10 @@ impl Parts {
         };
         let (requests, requester) =
             Requester::new(Arc::clone(&settings), Arc::clone(&bridge), devices.wires.clone());
+        let run = devices.reporter.run();
+        let stats = Arc::new(Stats::new(metrics.clone(), Arc::clone(&bridge), run));
         let http = HttpState {
+            stats,
             devices: Arc::clone(&devices),
             trail,
             requests: Arc::new(requests),

@@ -15,6 +15,7 @@ mod probes;
 mod problem;
 mod route;
 mod session;
+mod stats;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -33,6 +34,7 @@ use route::Route;
 
 use crate::broker::{REQUEST_BODY_MAX, Requests};
 use crate::device;
+use crate::stats::Stats;
 use crate::trail::Trail;
 
 /// What the handlers read.
@@ -42,6 +44,7 @@ pub(crate) struct HttpState {
     pub(crate) trail: Arc<Trail>,
     /// Who publishes commands that come here.
     pub(crate) requests: Arc<Requests>,
+    pub(crate) stats: Arc<Stats>,
     pub(crate) bridge: Arc<str>,
     pub(crate) consuming: Arc<AtomicBool>,
     pub(crate) draining: Arc<AtomicBool>,
@@ -53,6 +56,7 @@ pub(crate) struct HttpState {
 fn routes() -> Vec<Route> {
     vec![
         Route::closed("/session").get(session::session),
+        Route::closed("/stats").get(stats::stats),
         Route::closed("/devices").get(devices::page),
         Route::closed("/devices/{address}").get(explain::device),
         Route::closed("/commands").get(commands::last).post(commands::send),

@@ -40,6 +40,7 @@ pub mod uplink;
 pub mod bridge;
 pub mod http;
 pub mod metrics;
+mod stats;
 
 pub mod cli;
 

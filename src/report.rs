@@ -344,6 +344,11 @@ impl Reporter {
         by.strip_prefix(&self.parked_prefix())?.strip_prefix('-')?.parse().ok()
     }
 
+    /// What names this run of the bridge: no other process of its name has the same.
+    pub(crate) fn run(&self) -> String {
+        format!("{:x}", self.born_ms)
+    }
+
     fn parked_prefix(&self) -> String {
         format!("{}-{:x}", self.bridge, self.born_ms)
     }

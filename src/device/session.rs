@@ -200,6 +200,13 @@ impl Session {
         }
     }
 
+    /// Whether its device has sent nothing for longer than it is to.
+    pub(crate) fn is_silent(&self) -> bool {
+        let Some(limit) = self.rules.silence_limit else { return false };
+        let last_seen_ms = self.last_seen_ms.load(Ordering::Relaxed);
+        u128::from(Moment::now().wall_ms.saturating_sub(last_seen_ms)) >= limit.as_millis()
+    }
+
     /// Writes `order` now, or lets it wait if its turn has not come and `devices` has room. Gives it
     /// back if the session is closed.
     pub(crate) fn offer(
