@@ -15,7 +15,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use crate::access::gate::Total;
-use crate::broker::{Consumer, Intake, Jobs, Publisher, Requester};
+use crate::broker::{Consumer, Intake, Jobs, Publisher, Requester, Undelivered};
 use crate::device::{Devices, Door, EndReason, Hall, Listener, Options, Registry, Rules, Sweeper};
 use crate::feed::{Feed, Outlet};
 use crate::groups::{Groups, Listed};
@@ -261,20 +261,8 @@ impl Parts {
             bridge: Arc::clone(&bridge),
             consuming: Arc::new(AtomicBool::new(false)),
         };
-        let (requests, requester) =
-            Requester::new(Arc::clone(&settings), Arc::clone(&bridge), devices.wires.clone());
-        let run = devices.reporter.run();
-        let stats = Arc::new(Stats::new(metrics.clone(), Arc::clone(&bridge), run));
-        let http = HttpState {
-            stats,
-            devices: Arc::clone(&devices),
-            trail,
-            requests: Arc::new(requests),
-            bridge: Arc::clone(&bridge),
-            consuming: Arc::clone(&consumer.consuming),
-            draining: Arc::new(AtomicBool::new(false)),
-            needs_token: false,
-        };
+        let consuming = Arc::clone(&consumer.consuming);
+        let (http, requester) = http(&settings, &bridge, &devices, trail, consuming);
         let outlet = Arc::new(Outlet::new(Arc::clone(&work)));
         let (source, url) = (&settings.source, &settings.redis.url);
         let (to, of) = (Arc::clone(&outlet), Arc::clone(&devices));
@@ -284,6 +272,33 @@ impl Parts {
             Publisher::new(settings, bridge, jobs, presence, Arc::clone(&devices), outlet, work);
         Ok(Self { devices, consumer, publisher, requester, feed, http })
     }
+}
+
+/// What HTTP reads and hands on to; and the task that publishes for it.
+fn http(
+    settings: &Arc<Settings>,
+    bridge: &Arc<str>,
+    devices: &Arc<Devices>,
+    trail: Arc<Trail>,
+    consuming: Arc<AtomicBool>,
+) -> (HttpState, Requester) {
+    let (settings, bridge) = (Arc::clone(settings), Arc::clone(bridge));
+    let wires = devices.wires.clone();
+    let (requests, requester) = Requester::new(Arc::clone(&settings), Arc::clone(&bridge), wires);
+    let run = devices.reporter.run();
+    let stats = Stats::new(devices.metrics.clone(), Arc::clone(&bridge), run);
+    let state = HttpState {
+        devices: Arc::clone(devices),
+        trail,
+        requests: Arc::new(requests),
+        undelivered: Arc::new(Undelivered::new(settings, Arc::clone(&bridge))),
+        stats: Arc::new(stats),
+        bridge,
+        consuming,
+        draining: Arc::new(AtomicBool::new(false)),
+        needs_token: false,
+    };
+    (state, requester)
 }
 
 /// What devices connect to, bound.

@@ -19,6 +19,7 @@ mod publisher;
 mod requests;
 mod retry;
 mod topology;
+mod undelivered;
 
 pub(crate) use consumer::Consumer;
 pub(crate) use decode::{Recipients, Terms};
@@ -30,6 +31,9 @@ pub(crate) use requests::{
     BODY_MAX as REQUEST_BODY_MAX, Gathered, Requester, Requests, Unpublished,
 };
 pub use topology::check;
+pub(crate) use undelivered::{
+    LOOKED_MAX as UNDELIVERED_LOOKED_MAX, Letter, Trouble as UndeliveredTrouble, Undelivered,
+};
 
 /// What went wrong with the broker: one sentence that names the object and what to change.
 #[derive(Debug, thiserror::Error)]

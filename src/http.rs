@@ -11,11 +11,13 @@ mod devices;
 mod explain;
 mod groups;
 mod message;
+mod openapi;
 mod probes;
 mod problem;
 mod route;
 mod session;
 mod stats;
+mod undelivered;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -32,7 +34,7 @@ pub(crate) use explain::{CommandHistory, DeviceHistory, Timeline};
 pub(crate) use message::Topics;
 use route::Route;
 
-use crate::broker::{REQUEST_BODY_MAX, Requests};
+use crate::broker::{REQUEST_BODY_MAX, Requests, Undelivered};
 use crate::device;
 use crate::stats::Stats;
 use crate::trail::Trail;
@@ -44,6 +46,7 @@ pub(crate) struct HttpState {
     pub(crate) trail: Arc<Trail>,
     /// Who publishes commands that come here.
     pub(crate) requests: Arc<Requests>,
+    pub(crate) undelivered: Arc<Undelivered>,
     pub(crate) stats: Arc<Stats>,
     pub(crate) bridge: Arc<str>,
     pub(crate) consuming: Arc<AtomicBool>,
@@ -55,12 +58,16 @@ pub(crate) struct HttpState {
 /// Everything but probes and `/message`, which has a state of its own.
 fn routes() -> Vec<Route> {
     vec![
+        Route::open("/openapi.json").get(openapi::openapi),
         Route::closed("/session").get(session::session),
         Route::closed("/stats").get(stats::stats),
         Route::closed("/devices").get(devices::page),
         Route::closed("/devices/{address}").get(explain::device),
         Route::closed("/commands").get(commands::last).post(commands::send),
         Route::closed("/commands/{id}").get(explain::command),
+        Route::closed("/undelivered").get(undelivered::list),
+        Route::closed("/undelivered/{key}").delete(undelivered::delete),
+        Route::closed("/undelivered/{key}/retry").post(undelivered::retry),
         Route::closed("/groups").get(groups::all),
         Route::closed("/groups/{group}").get(groups::one),
         Route::closed("/groups/{group}/members/{address}").put(groups::add).delete(groups::remove),

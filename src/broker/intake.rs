@@ -152,7 +152,7 @@ fn origin(message: Message, arrived: Moment, number: u64) -> Origin {
     }
 }
 
-fn message(delivered: Delivered) -> Message {
+pub(super) fn message(delivered: Delivered) -> Message {
     let Delivered { routing_key, properties, data, .. } = delivered;
     Message { body: data, properties, routing_key }
 }

@@ -174,7 +174,10 @@ impl Requests {
         let stamps = Stamps { has_id: true, ..Stamps::default() };
         let decoded = decode::decode(&body, &stamps, &self.defaults, Moment::now())
             .map_err(|invalid| Unpublished::Invalid(invalid.reason))?;
-        let made_id = if decoded.id.is_none() { Some(made_id()?) } else { None };
+        let made_id = match &decoded.id {
+            Some(_) => None,
+            None => Some(made_id().ok_or_else(|| Unpublished::Away(NO_RANDOM.to_owned()))?),
+        };
         let id = decoded.id.map(String::from).or_else(|| made_id.clone()).unwrap_or_default();
         let is_for_one = matches!(decoded.recipients, Recipients::One(_));
         let number = self.numbers.fetch_add(1, Ordering::Relaxed);
@@ -208,6 +211,7 @@ impl Requests {
 }
 
 const CLOSED: &str = "the bridge is shutting down";
+const NO_RANDOM: &str = "the system gives no random numbers";
 const LOST: &str = "the connection to the broker was lost before it confirmed the command";
 
 impl Place<'_> {
@@ -232,12 +236,10 @@ impl Place<'_> {
     }
 }
 
-/// An id for what came without one: nobody else makes the same.
-fn made_id() -> Result<String, Unpublished> {
-    let bytes: [u8; 16] = generate(&SystemRandom::new())
-        .map_err(|_| Unpublished::Away("the system gives no random numbers".to_owned()))?
-        .expose();
-    Ok(format!("{:032x}", u128::from_be_bytes(bytes)))
+/// An id for what came without one, that nobody else makes; None if the system gives no random numbers.
+pub(super) fn made_id() -> Option<String> {
+    let bytes: [u8; 16] = generate(&SystemRandom::new()).ok()?.expose();
+    Some(format!("{:032x}", u128::from_be_bytes(bytes)))
 }
 
 #[cfg(test)]

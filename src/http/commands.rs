@@ -85,7 +85,7 @@ pub(super) async fn send(
     let published = state.requests.publish(body, wait, room).await.map_err(problem)?;
     let (id, gathered) = (&*published.id, &published.gathered);
     if wait.is_none() {
-        return Ok(accepted(id, &Known { id: Some(id), ..Known::of(None) }));
+        return Ok(accepted_again(id));
     }
     if !gathered.is_done() {
         let detail = published.lost.as_deref();
@@ -107,6 +107,11 @@ impl<'a> Known<'a> {
             detail: None,
         }
     }
+}
+
+/// A command that was not delivered is on its way again.
+pub(super) fn accepted_again(id: &str) -> Response {
+    accepted(id, &Known { id: Some(id), ..Known::of(None) })
 }
 
 /// The command is on its way; where more will be known of it.
