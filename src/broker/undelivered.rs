@@ -10,7 +10,7 @@ mod letter;
 use std::sync::Arc;
 use std::time::Duration;
 
-use lapin::message::Delivery;
+use lapin::message::BasicGetMessage;
 use lapin::options::{BasicAckOptions, BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions};
 use lapin::{BasicProperties, Channel, Confirmation};
 use tokio::sync::Semaphore;
@@ -31,7 +31,7 @@ use crate::settings::Settings;
 
 /// Messages that one look goes through: each is a round trip to the broker, so that is about a second.
 pub(crate) const LOOKED_MAX: usize = 1000;
-/// Bytes of bodies that a list holds, at least one message.
+/// Bytes of bodies that one look keeps, and one message more.
 const LISTED_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// How long one look may take: what it holds nobody else sees.
 const LOOK_LIMIT: Duration = Duration::from_secs(20);
@@ -90,7 +90,8 @@ impl Undelivered {
     /// Sends a message again, as if it were new, and removes it then; its id.
     pub(crate) async fn retry(&self, key: &str) -> Result<String, Trouble> {
         self.look(async |link| {
-            let (channel, tag, message) = self.find(link, key).await?;
+            let mut hand = self.hand(link).await?;
+            let (tag, message) = hand.find(key).await?;
             let id = match Letter::of(&message).id {
                 Some(id) => id,
                 None => made_id().ok_or_else(no_random_numbers)?,
@@ -99,7 +100,8 @@ impl Undelivered {
             let properties = message.properties_again(&id, Moment::now().wall_ms);
             let mq = &self.settings.mq;
             self.publish(link, &mq.exchange, mq.command_key(), &body, properties).await?;
-            remove(&channel, tag).await?;
+            hand.remove(tag).await?;
+            hand.give_back().await?;
             Ok(id)
         })
         .await
@@ -108,10 +110,17 @@ impl Undelivered {
     /// Removes a message.
     pub(crate) async fn delete(&self, key: &str) -> Result<(), Trouble> {
         self.look(async |link| {
-            let (channel, tag, _) = self.find(link, key).await?;
-            Ok(remove(&channel, tag).await?)
+            let mut hand = self.hand(link).await?;
+            let (tag, _) = hand.find(key).await?;
+            hand.remove(tag).await?;
+            Ok(hand.give_back().await?)
         })
         .await
+    }
+
+    /// The queue that the bridge declares and binds.
+    fn letterbox(&self) -> &str {
+        &self.settings.mq.undelivered_exchange
     }
 
     /// One look, on a connection of its own, when it is its turn.
@@ -140,66 +149,22 @@ impl Undelivered {
     }
 
     async fn list_on(&self, link: &Link, limit: usize) -> Result<Listed, Trouble> {
-        let channel = link.channel().await?;
+        let mut hand = self.hand(link).await?;
         let (mut letters, mut total, mut bytes) = (Vec::new(), 0, 0);
         while letters.len() < limit && bytes < LISTED_BYTES_MAX {
-            let Some((delivery, behind)) = self.next(&channel).await? else { break };
+            let Some((tag, message, behind)) = hand.next().await? else { break };
             total = letters.len() + 1 + behind;
-            let (tag, message) = (delivery.delivery_tag, message(delivery));
             letters.push(Letter::of(&message));
             bytes += message.body.len();
-            if message.returns() >= RENEW_AT {
-                self.renew(link, &channel, tag, &message).await?;
-            }
+            hand.pass(tag, message);
         }
-        give_back(&channel).await?;
+        hand.give_back().await?;
         Ok(Listed { total, letters })
     }
 
-    /// The message with this key, in hand on the channel that is given, too.
-    async fn find(&self, link: &Link, key: &str) -> Result<(Channel, u64, Message), Trouble> {
+    async fn hand<'a>(&'a self, link: &'a Link) -> Result<Hand<'a>, BrokerError> {
         let channel = link.channel().await?;
-        for looked in 0..LOOKED_MAX {
-            let Some((delivery, _)) = self.next(&channel).await? else {
-                give_back(&channel).await?;
-                return Err(Trouble::NotThere(looked));
-            };
-            let (tag, message) = (delivery.delivery_tag, message(delivery));
-            if Letter::key_of(&message) == key {
-                return Ok((channel, tag, message));
-            }
-            if message.returns() >= RENEW_AT {
-                self.renew(link, &channel, tag, &message).await?;
-            }
-        }
-        give_back(&channel).await?;
-        Err(Trouble::NotThere(LOOKED_MAX))
-    }
-
-    /// The next message of the queue, and how many there are behind it.
-    async fn next(&self, channel: &Channel) -> Result<Option<(Delivery, usize)>, BrokerError> {
-        // The one the bridge declares and binds.
-        let queue = self.settings.mq.undelivered_exchange.as_str();
-        let got = channel.basic_get(queue.into(), BasicGetOptions { no_ack: false }).await;
-        let got = got.map_err(|error| {
-            let advice = "let the bridge declare it, and MQ_USERNAME read from it";
-            topology::refusal(format!("queue `{queue}`"), &error, advice)
-        })?;
-        Ok(got.map(|got| (got.delivery, got.message_count as usize)))
-    }
-
-    /// Puts a copy behind all others, and removes the message then.
-    async fn renew(
-        &self,
-        link: &Link,
-        channel: &Channel,
-        tag: u64,
-        message: &Message,
-    ) -> Result<(), BrokerError> {
-        let queue = self.settings.mq.undelivered_exchange.as_str();
-        let properties = message.renewed_properties();
-        self.publish(link, "", queue, &message.body, properties).await?;
-        acknowledge(channel, tag).await
+        Ok(Hand { of: self, link, channel, worn: Vec::new(), worn_bytes: 0 })
     }
 
     /// Publishes, and waits until the broker has it.
@@ -223,7 +188,75 @@ impl Undelivered {
         if confirmed != Confirmation::Ack(None) {
             return Err(unpublished(&self.settings, "no queue takes the command"));
         }
-        give_back(&channel).await
+        closed(&channel).await
+    }
+}
+
+/// The messages that one look has fetched, all of which are given back at its end but those removed.
+struct Hand<'a> {
+    of: &'a Undelivered,
+    link: &'a Link,
+    channel: Channel,
+    /// Those that were given back so often that copies have to take their places.
+    worn: Vec<(u64, Message)>,
+    worn_bytes: usize,
+}
+
+impl Hand<'_> {
+    /// The next message of the queue with its tag, and how many there are behind it.
+    async fn next(&self) -> Result<Option<(u64, Message, usize)>, BrokerError> {
+        let queue = self.of.letterbox();
+        let got = self.channel.basic_get(queue.into(), BasicGetOptions { no_ack: false }).await;
+        let got = got.map_err(|error| {
+            let advice = "let the bridge declare it, and MQ_USERNAME read from it";
+            topology::refusal(format!("queue `{queue}`"), &error, advice)
+        })?;
+        let taken = |got: BasicGetMessage| {
+            let (tag, behind) = (got.delivery.delivery_tag, got.message_count as usize);
+            (tag, message(got.delivery), behind)
+        };
+        Ok(got.map(taken))
+    }
+
+    /// A message that is neither sent nor removed.
+    fn pass(&mut self, tag: u64, message: Message) {
+        // Those that find no room have their turn in one of the next looks.
+        if message.returns() >= RENEW_AT && self.worn_bytes < LISTED_BYTES_MAX {
+            self.worn_bytes += message.body.len();
+            self.worn.push((tag, message));
+        }
+    }
+
+    /// The message with this key.
+    async fn find(&mut self, key: &str) -> Result<(u64, Message), Trouble> {
+        let mut looked = 0;
+        while looked < LOOKED_MAX
+            && let Some((tag, message, _)) = self.next().await?
+        {
+            if Letter::key_of(&message) == key {
+                return Ok((tag, message));
+            }
+            looked += 1;
+            self.pass(tag, message);
+        }
+        self.give_back().await?;
+        Err(Trouble::NotThere(looked))
+    }
+
+    /// Removes a message.
+    async fn remove(&self, tag: u64) -> Result<(), BrokerError> {
+        let acknowledged = self.channel.basic_ack(tag, BasicAckOptions { multiple: false }).await;
+        acknowledged.map_err(BrokerError::during("removing a message"))
+    }
+
+    /// Gives back all that is in hand; what was to be removed is when the broker has answered that.
+    async fn give_back(&mut self) -> Result<(), BrokerError> {
+        for (tag, message) in std::mem::take(&mut self.worn) {
+            let properties = message.renewed_properties();
+            self.of.publish(self.link, "", self.of.letterbox(), &message.body, properties).await?;
+            self.remove(tag).await?;
+        }
+        closed(&self.channel).await
     }
 }
 
@@ -231,19 +264,8 @@ fn no_random_numbers() -> Trouble {
     Trouble::Broker("the system gives no random numbers".to_owned())
 }
 
-async fn acknowledge(channel: &Channel, tag: u64) -> Result<(), BrokerError> {
-    let acknowledged = channel.basic_ack(tag, BasicAckOptions { multiple: false }).await;
-    acknowledged.map_err(BrokerError::during("removing a message"))
-}
-
-/// Removes a message for good: it is when the broker has answered.
-async fn remove(channel: &Channel, tag: u64) -> Result<(), BrokerError> {
-    acknowledge(channel, tag).await?;
-    give_back(channel).await
-}
-
 /// Closes a channel, which gives back whatever is in hand on it.
-async fn give_back(channel: &Channel) -> Result<(), BrokerError> {
+async fn closed(channel: &Channel) -> Result<(), BrokerError> {
     let closed = channel.close(200, "done".into()).await;
     closed.map_err(BrokerError::during("giving messages back"))
 }

@@ -1,5 +1,6 @@
 //! `/undelivered`: the commands that were not delivered, as they lie in the broker.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
@@ -43,7 +44,8 @@ pub(super) async fn retry(
     State(state): State<HttpState>,
     Path(key): Path<String>,
 ) -> Result<Response, Problem> {
-    let id = state.undelivered.retry(&key).await.map_err(problem)?;
+    let undelivered = Arc::clone(&state.undelivered);
+    let id = to_the_end(async move { undelivered.retry(&key).await }).await?;
     Ok(accepted_again(&id))
 }
 
@@ -51,8 +53,17 @@ pub(super) async fn delete(
     State(state): State<HttpState>,
     Path(key): Path<String>,
 ) -> Result<StatusCode, Problem> {
-    state.undelivered.delete(&key).await.map_err(problem)?;
+    let undelivered = Arc::clone(&state.undelivered);
+    to_the_end(async move { undelivered.delete(&key).await }).await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Does it also if who has asked goes away: else it could be left half done.
+async fn to_the_end<T: Send + 'static>(
+    what: impl Future<Output = Result<T, UndeliveredTrouble>> + Send + 'static,
+) -> Result<T, Problem> {
+    let done = tokio::spawn(what).await;
+    done.unwrap_or_else(|error| Err(UndeliveredTrouble::Broker(error.to_string()))).map_err(problem)
 }
 
 fn problem(trouble: UndeliveredTrouble) -> Problem {
