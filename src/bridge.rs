@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use tokio::net::TcpListener;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
@@ -15,11 +16,11 @@ use tracing::{info, warn};
 
 use crate::access::gate::Total;
 use crate::backlog::{self, Backlog};
-use crate::broker::{Consumer, Intake, Jobs, Publisher, Tap};
+use crate::broker::{Consumer, Intake, Jobs, Publisher, Requester, Tap, Undelivered};
 use crate::device::{Devices, Door, EndReason, Hall, Listener, Options, Registry, Rules, Sweeper};
 use crate::feed::{Feed, Outlet};
 use crate::groups::{Groups, Listed};
-use crate::http::{self, HttpState, Topics};
+use crate::http::{self, Access, HttpState, Topics};
 use crate::last_values::LastValues;
 use crate::live::{Live, Mask};
 use crate::metrics::Metrics;
@@ -30,6 +31,7 @@ use crate::report::Reporter;
 use crate::router::Router;
 use crate::run::Run;
 use crate::settings::{self, Settings};
+use crate::stats::Stats;
 use crate::trail::Trail;
 use crate::uplink::Uplink;
 
@@ -59,7 +61,8 @@ pub struct Bridge {
     consumer: JoinHandle<()>,
     publisher: JoinHandle<bool>,
     tap: JoinHandle<()>,
-    http: JoinHandle<()>,
+    requester: JoinHandle<()>,
+    http: Vec<JoinHandle<()>>,
 }
 
 impl Bridge {
@@ -68,10 +71,7 @@ impl Bridge {
         let bridge: Arc<str> = settings.bridge_name().into();
         let listeners = listeners(&settings, &bridge)?;
         let total = Total::new(connections_max(&settings));
-        let http_listener = tokio::net::TcpListener::bind(settings.http.listen)
-            .await
-            .map_err(|error| in_use("HTTP_LISTEN", settings.http.listen, &error))?;
-        let http_address = http_listener.local_addr()?;
+        let fronts = Fronts::bind(&settings.http).await?;
         // There is always a first one: settings are checked.
         let Some(first) = settings.listeners.first() else {
             return Err(io::Error::other("no listener"));
@@ -79,7 +79,7 @@ impl Bridge {
         let door = Arc::new(Door::of_topics(first, &bridge));
         let options = Options::of(&first.device);
         let wires = listeners.iter().map(Listener::wire).collect();
-        let Parts { devices, consumer, publisher, tap, feed, http } =
+        let Parts { devices, consumer, publisher, tap, requester, feed, http } =
             Parts::new(settings, bridge, wires)?;
 
         let (drain, give_up, finish) =
@@ -88,6 +88,7 @@ impl Bridge {
         let draining = Arc::clone(&http.draining);
         let publisher = tokio::spawn(publisher.run(finish.clone()));
         let tap = tokio::spawn(tap.run(finish.clone()));
+        let requester = tokio::spawn(requester.run(finish.clone()));
         let sweeper = tokio::spawn(Sweeper::run(Arc::clone(&devices)));
         let hall = Hall {
             devices: Arc::clone(&devices),
@@ -103,8 +104,7 @@ impl Bridge {
             sessions.spawn(listener.run(hall.clone()));
         }
         let topics = Topics { door, hall, options };
-        let http = tokio::spawn(http::serve(http_listener, http, topics));
-        info!(address = %http_address, "serving HTTP");
+        let http = fronts.serve(http, topics)?;
         let consumer = tokio::spawn(consumer.run(drain.clone(), give_up.clone()));
         Ok(Self {
             devices,
@@ -117,6 +117,7 @@ impl Bridge {
             consumer,
             publisher,
             tap,
+            requester,
             http,
         })
     }
@@ -158,8 +159,54 @@ impl Bridge {
         }
         // It closes its connection, for which nobody waits longer.
         timeout_at(end, &mut self.tap).await.ok();
-        self.http.abort();
+        // Receipts may have come until now; what it does not close in time ends with the process.
+        timeout_at(end, self.requester).await.ok();
+        self.http.iter().for_each(JoinHandle::abort);
         clean
+    }
+}
+
+/// Where HTTP is served, bound.
+struct Fronts {
+    listener: TcpListener,
+    access: Access,
+    /// For probes and metrics alone, if they are not served there.
+    probes: Option<TcpListener>,
+}
+
+impl Fronts {
+    async fn bind(http: &settings::Http) -> io::Result<Self> {
+        let bind = async |setting: &str, address: SocketAddr| {
+            TcpListener::bind(address).await.map_err(|error| in_use(setting, address, &error))
+        };
+        let listener = bind("HTTP_LISTEN", http.listen).await?;
+        let access = Access::new(listener.local_addr()?, http.token_file.clone())
+            .map_err(|error| io::Error::other(format!("HTTP_TOKEN_FILE: {error}")))?;
+        if access.needs_token() && http.token_file.is_none() {
+            warn!(
+                "HTTP_LISTEN is not on loopback and HTTP_TOKEN_FILE is not set: probes, /metrics and /message answer, nothing else."
+            );
+        }
+        let probes = match http.metrics_listen {
+            Some(address) => Some(bind("HTTP_METRICS_LISTEN", address).await?),
+            None => None,
+        };
+        Ok(Self { listener, access, probes })
+    }
+
+    fn serve(self, state: HttpState, topics: Topics) -> io::Result<Vec<JoinHandle<()>>> {
+        let Self { listener, access, probes } = self;
+        let mut tasks = vec![tokio::spawn(Arc::clone(&state.stats).sample())];
+        if let Some(probes) = &probes {
+            info!(address = %probes.local_addr()?, "serving probes and metrics");
+        }
+        info!(address = %listener.local_addr()?, "serving HTTP");
+        let serve = http::serve(listener, access, state.clone(), topics, probes.is_none());
+        tasks.push(tokio::spawn(serve));
+        if let Some(probes) = probes {
+            tasks.push(tokio::spawn(http::serve_probes(probes, state)));
+        }
+        Ok(tasks)
     }
 }
 
@@ -169,6 +216,7 @@ struct Parts {
     consumer: Consumer,
     publisher: Publisher,
     tap: Tap,
+    requester: Requester,
     feed: Option<Feed>,
     http: HttpState,
 }
@@ -226,16 +274,8 @@ impl Parts {
             consuming: Arc::new(AtomicBool::new(false)),
         };
         let tap = Tap::new(Arc::clone(&settings), run.clone(), Arc::clone(&live));
-        let http = HttpState {
-            devices: Arc::clone(&devices),
-            trail,
-            live,
-            bridge: Arc::clone(&bridge),
-            expires_ms: settings.process.expires_ms(),
-            run: run.clone(),
-            consuming: Arc::clone(&consumer.consuming),
-            draining: Arc::new(AtomicBool::new(false)),
-        };
+        let consuming = Arc::clone(&consumer.consuming);
+        let (http, requester) = http(&settings, &run, &devices, trail, live, consuming);
         let outlet = Arc::new(Outlet::new(Arc::clone(&work)));
         let (source, url) = (&settings.source, &settings.redis.url);
         let (to, of) = (Arc::clone(&outlet), Arc::clone(&devices));
@@ -243,7 +283,7 @@ impl Parts {
         let feed = feed.map_err(|error| wrong("REDIS_URL", error))?;
         let publisher =
             Publisher::new(settings, run, jobs, presence, Arc::clone(&devices), outlet, work);
-        Ok(Self { devices, consumer, publisher, tap, feed, http })
+        Ok(Self { devices, consumer, publisher, tap, requester, feed, http })
     }
 }
 
@@ -266,6 +306,37 @@ fn parking(settings: &Settings) -> Parking {
         settings.command.parked_total_max.0,
         settings.mq.heartbeat * HEARTBEATS_TO_NOTICE,
     )
+}
+
+/// What HTTP reads and hands on to; and the task that publishes for it.
+fn http(
+    settings: &Arc<Settings>,
+    run: &Run,
+    devices: &Arc<Devices>,
+    trail: Arc<Trail>,
+    live: Arc<Live>,
+    consuming: Arc<AtomicBool>,
+) -> (HttpState, Requester) {
+    let (settings, bridge) = (Arc::clone(settings), Arc::clone(&run.bridge));
+    let expires_ms = settings.process.expires_ms();
+    let wires = devices.wires.clone();
+    let (requests, requester) = Requester::new(Arc::clone(&settings), Arc::clone(&bridge), wires);
+    let stats = Stats::new(devices.metrics.clone(), run.clone());
+    let state = HttpState {
+        devices: Arc::clone(devices),
+        trail,
+        live,
+        run: run.clone(),
+        expires_ms,
+        requests: Arc::new(requests),
+        undelivered: Arc::new(Undelivered::new(settings, Arc::clone(&bridge))),
+        stats: Arc::new(stats),
+        bridge,
+        consuming,
+        draining: Arc::new(AtomicBool::new(false)),
+        needs_token: false,
+    };
+    (state, requester)
 }
 
 /// What devices connect to, bound.

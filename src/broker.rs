@@ -4,7 +4,8 @@
 //! such a connection as a whole, acknowledgements included. What consumes has two, which live and end
 //! together: one for commands and their acknowledgements alone, which the consumer reads and writes
 //! itself, and one of lapin's for the topology and for what is parked. Each side is rebuilt from nothing
-//! after any trouble; what the other does, and the devices, go on meanwhile.
+//! after any trouble; what the other does, and the devices, go on meanwhile. What HTTP
+//! asks has another, which is there only once somebody has asked, and so has the tap.
 
 mod acks;
 pub mod client;
@@ -19,11 +20,13 @@ mod jobs;
 mod message;
 mod parked_queues;
 mod publisher;
+mod requests;
 mod retry;
 mod stream;
 mod tap;
 mod tap_client;
 mod topology;
+mod undelivered;
 
 pub(crate) use collector::{Collector, Keeper, Letter};
 pub(crate) use consumer::Consumer;
@@ -32,10 +35,17 @@ pub(crate) use intake::Intake;
 pub(crate) use jobs::Jobs;
 pub use message::Message;
 pub(crate) use publisher::Publisher;
+pub(crate) use requests::{
+    BODY_MAX as REQUEST_BODY_MAX, Gathered, Requester, Requests, Unpublished,
+};
 pub(crate) use retry::Retry;
 pub(crate) use tap::Tap;
 pub(crate) use tap_client::{Drop, Tapped};
 pub use topology::check;
+pub(crate) use undelivered::{
+    LOOKED_MAX as UNDELIVERED_LOOKED_MAX, Letter as UndeliveredLetter,
+    Trouble as UndeliveredTrouble, Undelivered,
+};
 
 /// What went wrong with the broker: one sentence that names the object and what to change.
 #[derive(Debug, thiserror::Error)]

@@ -1,38 +1,47 @@
-//! The HTTP side: is it alive, is it ready, its metrics, the devices it holds, and what happened lately.
+//! The HTTP side: is it alive, is it ready, its metrics, the devices it holds, what happened lately; and
+//! what people and programs may do.
 //!
-//! It reads what others own; only `/groups` changes something, and at `/message` clients become devices.
-//! By default it listens on loopback only.
+//! All routes are in one list. Around them lie two layers: one that gives every answer its headers and
+//! makes a problem of every error, and within it the one that decides who may ask (`access`). By default
+//! it listens on loopback only. At `/message` clients become devices.
 
+mod access;
+mod commands;
+mod devices;
 mod events;
 mod explain;
 mod groups;
 mod message;
+mod openapi;
+mod probes;
+mod problem;
+mod route;
+mod session;
 mod snapshot;
+mod stats;
+mod undelivered;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 
-use axum::extract::{Query, State};
-use axum::http::{StatusCode, header};
-use axum::response::{IntoResponse, Response};
-use axum::routing::{get, put};
-use axum::{Json, Router};
-pub(crate) use explain::{CommandHistory, DeviceHistory, Timeline};
-pub(crate) use message::Topics;
-use serde::{Deserialize, Serialize};
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::middleware::{from_fn, from_fn_with_state};
+use tokio::net::TcpListener;
 use tracing::error;
 
-use crate::clock;
-use crate::command::Address;
-use crate::device::{self, Session};
+pub(crate) use access::{Access, first_token};
+pub(crate) use explain::{CommandHistory, DeviceHistory, Timeline};
+pub(crate) use message::Topics;
+use route::Route;
+
+use crate::broker::{REQUEST_BODY_MAX, Requests, Undelivered};
+use crate::device;
 use crate::live::Live;
 use crate::run::Run;
+use crate::stats::Stats;
 use crate::trail::Trail;
-
-/// Devices on a page unless `limit` says otherwise, and at most: a page is made in memory.
-const PAGE: usize = 100;
-const PAGE_MAX: usize = 10_000;
 
 /// What the handlers read.
 #[derive(Debug, Clone)]
@@ -40,119 +49,74 @@ pub(crate) struct HttpState {
     pub(crate) devices: Arc<device::Devices>,
     pub(crate) trail: Arc<Trail>,
     pub(crate) live: Arc<Live>,
+    /// Who publishes commands that come here.
+    pub(crate) requests: Arc<Requests>,
+    pub(crate) undelivered: Arc<Undelivered>,
+    pub(crate) stats: Arc<Stats>,
     pub(crate) bridge: Arc<str>,
     pub(crate) run: Run,
     /// How long what is told of the devices counts without another word from the bridge.
     pub(crate) expires_ms: u64,
     pub(crate) consuming: Arc<AtomicBool>,
     pub(crate) draining: Arc<AtomicBool>,
+    /// Whether callers have to say who they are; the listener knows.
+    pub(crate) needs_token: bool,
 }
 
-/// Serves until it is aborted.
-pub(crate) async fn serve(listener: tokio::net::TcpListener, state: HttpState, topics: Topics) {
-    let app = Router::new()
-        .route("/livez", get(async || "alive\n"))
-        .route("/readyz", get(readyz))
-        .route("/metrics", get(metrics))
-        .route("/devices", get(devices))
-        .route("/devices/{address}", get(explain::device))
-        .route("/events", get(events::follow))
-        .route("/commands/{id}", get(explain::command))
-        .route("/groups", get(groups::all))
-        .route("/groups/{group}", get(groups::one))
-        .route("/groups/{group}/members/{address}", put(groups::add).delete(groups::remove))
-        .with_state(state)
-        .merge(message::router(topics));
+/// Everything but probes and `/message`, which has a state of its own.
+fn routes() -> Vec<Route> {
+    vec![
+        Route::open("/openapi.json").get(openapi::openapi),
+        Route::closed("/session").get(session::session),
+        Route::closed("/stats").get(stats::stats),
+        Route::closed("/devices").get(devices::page),
+        Route::closed("/devices/{address}").get(explain::device),
+        Route::closed("/events").get(events::follow),
+        Route::closed("/commands").get(commands::last).post(commands::send),
+        Route::closed("/commands/{id}").get(explain::command),
+        Route::closed("/undelivered").get(undelivered::list),
+        Route::closed("/undelivered/{key}").delete(undelivered::delete),
+        Route::closed("/undelivered/{key}/retry").post(undelivered::retry),
+        Route::closed("/groups").get(groups::all),
+        Route::closed("/groups/{group}").get(groups::one),
+        Route::closed("/groups/{group}/members/{address}").put(groups::add).delete(groups::remove),
+    ]
+}
+
+/// Serves until it is aborted; probes and metrics, too, unless they have a listener of their own.
+pub(crate) async fn serve(
+    listener: TcpListener,
+    access: Access,
+    state: HttpState,
+    topics: Topics,
+    with_probes: bool,
+) {
+    let mut routes = routes();
+    if with_probes {
+        routes.extend(probes::routes());
+    }
+    let open = routes.iter().filter(|route| route.is_open).map(|route| route.path);
+    let access = access.with_open(open.chain([message::PATH]));
+    let state = HttpState { needs_token: access.needs_token(), ..state };
+    let app = router(routes, state).merge(message::router(topics));
+    answer(listener, app.layer(from_fn_with_state(Arc::new(access), access::guard))).await;
+}
+
+/// Serves nothing but probes and metrics until it is aborted.
+pub(crate) async fn serve_probes(listener: TcpListener, state: HttpState) {
+    answer(listener, router(probes::routes(), state)).await;
+}
+
+fn router(routes: Vec<Route>, state: HttpState) -> Router {
+    let add = |router: Router<HttpState>, route: Route| router.route(route.path, route.handlers);
+    let router = routes.into_iter().fold(Router::new(), add);
+    router.layer(DefaultBodyLimit::max(REQUEST_BODY_MAX)).with_state(state)
+}
+
+async fn answer(listener: TcpListener, app: Router) {
+    let app = app.layer(from_fn(problem::dress));
     let app = app.into_make_service_with_connect_info::<SocketAddr>();
     if let Err(error) = axum::serve(listener, app).await {
         error!(%error, "HTTP has ended.");
-    }
-}
-
-async fn readyz(State(state): State<HttpState>) -> (StatusCode, &'static str) {
-    if state.draining.load(Ordering::Relaxed) {
-        (StatusCode::SERVICE_UNAVAILABLE, "draining\n")
-    } else if state.consuming.load(Ordering::Relaxed) {
-        (StatusCode::OK, "ready\n")
-    } else {
-        (StatusCode::SERVICE_UNAVAILABLE, "not consuming: no connection to the broker\n")
-    }
-}
-
-async fn metrics(State(state): State<HttpState>) -> impl IntoResponse {
-    const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    ([(header::CONTENT_TYPE, OPEN_METRICS)], state.devices.metrics.encode())
-}
-
-#[derive(Deserialize)]
-struct Page {
-    limit: Option<usize>,
-    after: Option<String>,
-    prefix: Option<String>,
-    /// All of them, as they were at one moment.
-    snapshot: Option<String>,
-}
-
-#[derive(Serialize)]
-struct Devices {
-    bridge: String,
-    total: usize,
-    devices: Vec<Device>,
-    /// `after` for the next page, if there is one.
-    next: Option<String>,
-}
-
-#[derive(Serialize)]
-struct Device {
-    address: String,
-    epoch: u64,
-    peer: String,
-    since: String,
-    last_seen: String,
-    lane: usize,
-    in_flight: usize,
-    commands: u64,
-    lines: u64,
-}
-
-async fn devices(State(state): State<HttpState>, Query(page): Query<Page>) -> Response {
-    if page.snapshot.is_some() {
-        return snapshot::take(&state, page.prefix.as_deref().unwrap_or_default()).await;
-    }
-    let limit = page.limit.unwrap_or(PAGE);
-    if !(1..=PAGE_MAX).contains(&limit) {
-        return bad_request(format!("limit: expected 1 to {PAGE_MAX}, got {limit}\n"));
-    }
-    let after = match page.after.as_deref().map(Address::parse).transpose() {
-        Ok(after) => after,
-        Err(reason) => return bad_request(format!("after: {reason}\n")),
-    };
-    // One more than asked for tells whether there is a next page.
-    let (mut sessions, total) = state.devices.registry.page(after.as_ref(), limit + 1);
-    let more = sessions.len() > limit;
-    sessions.truncate(limit);
-    let next = sessions.last().filter(|_| more).map(|session| session.address().to_string());
-    let devices = sessions.iter().map(|session| Device::of(session)).collect();
-    Json(Devices { bridge: state.bridge.to_string(), total, devices, next }).into_response()
-}
-
-fn bad_request(text: String) -> Response {
-    (StatusCode::BAD_REQUEST, text).into_response()
-}
-
-impl Device {
-    fn of(session: &Session) -> Self {
-        let now = session.snapshot();
-        Self {
-            address: session.address().to_string(),
-            epoch: session.epoch(),
-            peer: session.peer().to_string(),
-            since: clock::rfc3339(now.since_ms),
-            last_seen: clock::rfc3339(now.last_seen_ms),
-            lane: now.lane,
-            in_flight: now.in_flight,
-            commands: now.commands,
-            lines: now.lines,
-        }
     }
 }

@@ -45,6 +45,7 @@ pub mod uplink;
 pub mod bridge;
 pub mod http;
 pub mod metrics;
+mod stats;
 
 mod record;
 

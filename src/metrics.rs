@@ -3,6 +3,8 @@
 //! To add one: a field, its registration in `new`, a method that says what happened, and the line in
 //! README.md's table. No metric has a label whose values devices or senders could make up.
 
+mod latency;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +13,8 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
+
+use latency::{Counts, Latency};
 
 use crate::command::Outcome;
 use crate::device::{EndReason, Refusal};
@@ -54,6 +58,8 @@ struct Commands {
     by_outcome: [Counter; Outcome::ALL.len()],
     from_publish: Histogram,
     from_arrival: Histogram,
+    /// The same, fine enough for quantiles of a few seconds.
+    latency: Latency,
     unsettled: Gauge,
     parked: Gauge,
     undelivered: Counter,
@@ -82,6 +88,22 @@ struct Broker {
     blocked: Gauge,
 }
 
+/// What was counted up to a moment.
+#[derive(Debug)]
+pub(crate) struct Reading {
+    /// In the order of `Outcome::ALL`.
+    pub(crate) outcomes: [u64; Outcome::ALL.len()],
+    pub(crate) latency: Counts,
+    pub(crate) devices: i64,
+    pub(crate) lanes: i64,
+    pub(crate) unsettled: i64,
+    pub(crate) parked: i64,
+    pub(crate) undelivered: u64,
+    pub(crate) consumer: bool,
+    pub(crate) publisher: bool,
+    pub(crate) blocked: bool,
+}
+
 impl Commands {
     #[rustfmt::skip] // a table
     fn new(r: &mut Registry) -> Self {
@@ -89,6 +111,7 @@ impl Commands {
             by_outcome: counters(r, "commands", "Commands by outcome.", "outcome", Outcome::ALL.map(Outcome::label)),
             from_publish: seconds(r, "delivery_seconds_from_publish", "From publication to the proof that was asked for (the write, the acknowledgement, the answer), for delivered commands whose message has a timestamp (whole seconds unless it has a timestamp_in_ms header)."),
             from_arrival: seconds(r, "delivery_seconds_from_arrival", "From arrival at the bridge to that proof, for delivered commands."),
+            latency: Latency::new(),
             unsettled: gauge(r, "unsettled", "Deliveries in hand whose fate is not settled."),
             parked: gauge(r, "parked_commands", "Commands parked in the broker by this process, and those found there, as far as it knows; looked at once a second."),
             undelivered: counter(r, "undelivered", "Commands published to the undelivered exchange and confirmed there."),
@@ -149,6 +172,24 @@ impl Metrics {
         text
     }
 
+    /// What is counted, now.
+    pub(crate) fn read(&self) -> Reading {
+        let Inner { commands, devices, broker, .. } = &*self.0;
+        let [consumer, publisher] = &broker.up;
+        Reading {
+            outcomes: commands.by_outcome.each_ref().map(Counter::get),
+            latency: commands.latency.counts(),
+            devices: devices.connected.get(),
+            lanes: devices.in_lanes.get(),
+            unsettled: commands.unsettled.get(),
+            parked: commands.parked.get(),
+            undelivered: commands.undelivered.get(),
+            consumer: consumer.get() > 0,
+            publisher: publisher.get() > 0,
+            blocked: broker.blocked.get() > 0,
+        }
+    }
+
     /// The fate of a command is known.
     pub fn command(&self, outcome: Outcome) {
         if let Some(counter) = Outcome::ALL
@@ -166,6 +207,7 @@ impl Metrics {
             self.0.commands.from_publish.observe(duration.as_secs_f64());
         }
         self.0.commands.from_arrival.observe(from_arrival.as_secs_f64());
+        self.0.commands.latency.count(from_arrival);
     }
 
     /// So many deliveries are in hand.

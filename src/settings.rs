@@ -73,6 +73,8 @@ const OUR_PREFIXES: &[&str] = &[
     "SOURCE_",
     "RECORD_",
     "HTTP_LISTEN",
+    "HTTP_METRICS",
+    "HTTP_TOKEN",
     "BRIDGE_",
     "LAST_",
     "LIVE_",
@@ -118,6 +120,7 @@ impl Settings {
         check::read_password_file(&mut mq, given.contains_key("MQ_PASSWORD"), &mut errors);
         check::broker(&mq, &mut errors);
         record::read_password_file(&mut record, &mut errors);
+        check::http(&http, &mut errors);
         if !errors.is_empty() {
             return Err(SettingsErrors(errors));
         }

@@ -14,7 +14,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokio::time::Instant;
 
 use crate::command::ADDRESS_MAX;
-use failures::Failures;
+pub(crate) use failures::Failures;
 pub(crate) use file::{FileTokens, line};
 pub(crate) use redis::RedisTokens;
 

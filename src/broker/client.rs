@@ -18,7 +18,7 @@ use crate::clock::Moment;
 use crate::settings::Settings;
 
 /// RabbitMQ's pseudo-queue for replies that need no queue of their own.
-const DIRECT_REPLY_TO: &str = "amq.rabbitmq.reply-to";
+pub(super) const DIRECT_REPLY_TO: &str = "amq.rabbitmq.reply-to";
 
 /// Publishes `body` as a backend would and gives each of its receipts to `receipt`, until that says
 /// that it waits for no more. False if that was not so within `limit`.
@@ -68,7 +68,7 @@ pub async fn send(
     Ok(!waits)
 }
 
-fn unpublished(settings: &Settings, said: &str) -> BrokerError {
+pub(super) fn unpublished(settings: &Settings, said: &str) -> BrokerError {
     BrokerError::Topology {
         object: format!(
             "exchange `{}` with routing key `{}`",

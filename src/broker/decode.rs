@@ -19,6 +19,7 @@ pub(crate) use recipients::Recipients;
 use crate::clock::Moment;
 use crate::command::{Address, Command, Confirm, IfOffline, Reason};
 use crate::protocol::{Content, Payload, Reach, Spoken, Wire};
+use crate::settings::Settings;
 
 /// What the AMQP properties say that matters to a command.
 #[derive(Debug, Clone, Copy, Default)]
@@ -44,6 +45,21 @@ pub(crate) struct Defaults {
     pub(crate) answers_have_ids: bool,
     /// What devices speak; a command must be possible in one of these.
     pub(crate) wires: Vec<Wire>,
+}
+
+impl Defaults {
+    /// What the settings say; `wires` is what devices speak.
+    pub(crate) fn of(settings: &Settings, wires: Vec<Wire>) -> Self {
+        let listeners = &settings.listeners;
+        Self {
+            ttl: settings.command.ttl,
+            if_offline: settings.command.if_offline,
+            confirm: settings.command.confirm,
+            timeout: settings.command.timeout,
+            answers_have_ids: listeners.iter().all(|it| it.device.answer_id.is_some()),
+            wires,
+        }
+    }
 }
 
 /// A decoded command, and what belongs to its message rather than to it.
@@ -330,4 +346,4 @@ fn shown(text: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -30,15 +30,7 @@ pub(crate) struct Intake {
 
 impl Intake {
     pub(crate) fn new(settings: Arc<Settings>, router: Router, trail: Arc<Trail>) -> Self {
-        let listeners = &settings.listeners;
-        let defaults = Defaults {
-            ttl: settings.command.ttl,
-            if_offline: settings.command.if_offline,
-            confirm: settings.command.confirm,
-            timeout: settings.command.timeout,
-            answers_have_ids: listeners.iter().all(|it| it.device.answer_id.is_some()),
-            wires: router.devices.wires.clone(),
-        };
+        let defaults = Defaults::of(&settings, router.devices.wires.clone());
         Self { settings, router, trail, defaults, numbers: AtomicU64::new(1) }
     }
 

@@ -7,10 +7,11 @@ use lapin::message::Delivery;
 use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
 
 use super::decode::Stamps;
+use crate::clock::{self, Moment};
 use crate::command::{Address, Outcome, Reason};
 
 /// The header RabbitMQ sets when its timestamp interceptor is on.
-const TIMESTAMP_MS_HEADER: &str = "timestamp_in_ms";
+pub(super) const TIMESTAMP_MS_HEADER: &str = "timestamp_in_ms";
 /// Headers of a parked message, which are gone once it is fetched: until when it may be written
 /// (milliseconds since 1970), and what its bridge knows it by.
 const PARKED_UNTIL_HEADER: &str = "x-parked-until";
@@ -24,6 +25,31 @@ const ADDRESS_HEADER: &str = "x-address";
 const TRACE_HEADER: &str = "traceparent";
 /// The longest that is taken for one: those of today have 55 bytes, and later ones may be longer.
 const TRACE_MAX: usize = 256;
+/// When a command was not delivered, as text.
+const AT_HEADER: &str = "x-at";
+/// How often a quorum queue has had the message given back.
+const RETURNS_HEADER: &str = "x-delivery-count";
+/// What must not come with a command that is tried again: what was said of the first try, what would say
+/// that it is older than that, what the broker adds, and what would route it to further queues.
+const NOT_AGAIN: [&str; 17] = [
+    OUTCOME_HEADER,
+    REASON_HEADER,
+    ADDRESS_HEADER,
+    AT_HEADER,
+    PARKED_UNTIL_HEADER,
+    PARKED_BY_HEADER,
+    TIMESTAMP_MS_HEADER,
+    RETURNS_HEADER,
+    "x-acquired-count",
+    "x-death",
+    "x-first-death-exchange",
+    "x-first-death-queue",
+    "x-first-death-reason",
+    "x-last-death-exchange",
+    "x-last-death-queue",
+    "CC",
+    "BCC",
+];
 
 /// The longest reason a header carries; the log has it whole.
 const REASON_HEADER_MAX: usize = 1024;
@@ -172,6 +198,7 @@ impl Message {
         let cut = reason.char_indices().nth(REASON_HEADER_MAX).map_or(reason.len(), |(at, _)| at);
         headers.insert(OUTCOME_HEADER.into(), long(outcome.label()));
         headers.insert(REASON_HEADER.into(), long(reason.get(..cut).unwrap_or_default()));
+        headers.insert(AT_HEADER.into(), long(&clock::rfc3339(Moment::now().wall_ms)));
         self.with_headers(headers)
     }
 
@@ -183,8 +210,12 @@ impl Message {
         left_ms: u64,
         by: &str,
         id: &str,
+        member: Option<&Address>,
     ) -> BasicProperties {
-        let mut headers = self.headers(&[]);
+        let mut headers = self.headers(&[AT_HEADER]);
+        if let Some(address) = member {
+            headers.insert(ADDRESS_HEADER.into(), long(&address.to_string()));
+        }
         headers.insert(OUTCOME_HEADER.into(), long(Outcome::Expired.label()));
         headers.insert(REASON_HEADER.into(), long("its ttl ended while it was parked"));
         let until_ms = i64::try_from(until_ms).unwrap_or(i64::MAX);
@@ -203,17 +234,68 @@ impl Message {
 
     /// Takes off what it was given when it was parked.
     pub(super) fn unpark(&mut self) -> ParkedMarks {
-        let headers = self.properties.headers().as_ref();
-        let header = |name: &str| headers.and_then(|headers| headers.inner().get(name));
-        let marks = ParkedMarks {
-            until_ms: header(PARKED_UNTIL_HEADER).and_then(whole_number),
-            by: header(PARKED_BY_HEADER).and_then(|value| {
-                if let AMQPValue::LongString(text) = value { Some(text.to_string()) } else { None }
-            }),
-        };
-        let ours = [OUTCOME_HEADER, REASON_HEADER, PARKED_UNTIL_HEADER, PARKED_BY_HEADER];
+        let marks = ParkedMarks { until_ms: self.parked_until(), by: self.text(PARKED_BY_HEADER) };
+        let ours =
+            [OUTCOME_HEADER, REASON_HEADER, ADDRESS_HEADER, PARKED_UNTIL_HEADER, PARKED_BY_HEADER];
         self.properties = self.with_headers(self.headers(&ours));
         marks
+    }
+
+    /// What became of it, if it was not delivered.
+    pub(super) fn outcome(&self) -> Option<String> {
+        self.text(OUTCOME_HEADER)
+    }
+
+    /// Why it was not delivered.
+    pub(super) fn reason(&self) -> Option<String> {
+        self.text(REASON_HEADER)
+    }
+
+    /// When it was not delivered.
+    pub(super) fn at(&self) -> Option<String> {
+        self.text(AT_HEADER)
+    }
+
+    /// For whom it was not delivered, if it is for others, too.
+    pub(super) fn member(&self) -> Option<String> {
+        self.text(ADDRESS_HEADER)
+    }
+
+    /// Until when it was parked, milliseconds since 1970.
+    pub(super) fn parked_until(&self) -> Option<u64> {
+        self.header(PARKED_UNTIL_HEADER).and_then(whole_number)
+    }
+
+    /// How often it was given back to its queue, if that counts.
+    pub(super) fn returns(&self) -> u64 {
+        self.header(RETURNS_HEADER).and_then(whole_number).unwrap_or(0)
+    }
+
+    /// The properties of the message when it is tried again: as a new one's.
+    pub(super) fn properties_again(&self, id: &str, now_ms: u64) -> BasicProperties {
+        let mut headers = self.headers(&NOT_AGAIN);
+        let stamp = i64::try_from(now_ms).unwrap_or(i64::MAX);
+        headers.insert(TIMESTAMP_MS_HEADER.into(), AMQPValue::LongLongInt(stamp));
+        let properties = self.with_headers(headers).with_timestamp(now_ms / 1000);
+        let properties = properties.with_delivery_mode(PERSISTENT);
+        match self.message_id() {
+            Some(_) => properties,
+            None => properties.with_message_id(id.into()),
+        }
+    }
+
+    /// The properties of a copy that takes the message's place.
+    pub(super) fn renewed_properties(&self) -> BasicProperties {
+        self.with_headers(self.headers(&[RETURNS_HEADER, "x-acquired-count", "CC", "BCC"]))
+    }
+
+    fn header(&self, name: &str) -> Option<&AMQPValue> {
+        self.properties.headers().as_ref()?.inner().get(name)
+    }
+
+    fn text(&self, name: &str) -> Option<String> {
+        let AMQPValue::LongString(text) = self.header(name)? else { return None };
+        Some(text.to_string())
     }
 
     /// Its properties with other headers, and without `expiration` and `user_id`.
@@ -291,6 +373,13 @@ impl Message {
         let (properties, routing_key) = (BasicProperties::default(), ShortString::default());
         Self { body: body.to_vec(), properties, routing_key }
     }
+
+    /// Its properties when it has been given back so often.
+    pub(crate) fn counted_by_a_quorum_queue(&self, returns: i64) -> BasicProperties {
+        let mut headers = self.headers(&[]);
+        headers.insert(RETURNS_HEADER.into(), AMQPValue::LongLongInt(returns));
+        self.with_headers(headers)
+    }
 }
 
 #[cfg(test)]
@@ -300,7 +389,7 @@ mod tests {
     #[test]
     fn a_parked_copy_says_how_it_may_end_and_loses_that_when_it_is_fetched() {
         let original = message(&[("trace", 5)]);
-        let properties = original.parked_properties(9_000, 500, "b1-7", "id7");
+        let properties = original.parked_properties(9_000, 500, "b1-7", "id7", None);
         assert_eq!(properties.expiration().as_ref().map(ShortString::as_str), Some("500"));
         let mut parked = Message { properties, ..message(&[]) };
         assert_eq!(
@@ -312,7 +401,7 @@ mod tests {
         assert_eq!(names(&parked.properties), ["trace"]);
         assert_eq!(parked.message_id(), Some("m7"), "its own id");
         assert!(parked.properties.expiration().is_none());
-        let nameless = Message::of_body(b"x").parked_properties(1, 1, "b1-7", "id7");
+        let nameless = Message::of_body(b"x").parked_properties(1, 1, "b1-7", "id7", None);
         assert_eq!(nameless.message_id().as_ref().map(ShortString::as_str), Some("id7"));
     }
 
@@ -339,9 +428,26 @@ mod tests {
     fn an_undelivered_copy_keeps_everything_but_what_would_end_or_refuse_it() {
         let copy =
             message(&[("trace", 5)]).undelivered_properties(Outcome::Offline, &"gone".into(), None);
-        assert_eq!(names(&copy), ["trace", "x-outcome", "x-reason"]);
+        assert_eq!(names(&copy), ["trace", "x-at", "x-outcome", "x-reason"]);
         assert_eq!(copy.message_id().as_ref().map(ShortString::as_str), Some("m7"));
         assert!(copy.expiration().is_none() && copy.user_id().is_none());
+    }
+
+    #[test]
+    fn what_is_tried_again_is_as_new_and_goes_nowhere_else() {
+        let member = Address::parse("p1").expect("an address");
+        let first = message(&[("trace", 5), ("CC", 5)]);
+        let parked = first.parked_properties(9_000, 500, "b1-7", "id7", Some(&member));
+        let mut expired = Message { properties: parked, ..message(&[]) };
+        assert_eq!(expired.member().as_deref(), Some("p1"), "the broker passes it on as it is");
+        let again = expired.properties_again("made", 5_432);
+        assert_eq!(names(&again), ["timestamp_in_ms", "trace"]);
+        assert_eq!(*again.timestamp(), Some(5));
+        assert_eq!(again.message_id().as_ref().map(ShortString::as_str), Some("m7"));
+        let nameless = Message::of_body(b"x").properties_again("made", 5_432);
+        assert_eq!(nameless.message_id().as_ref().map(ShortString::as_str), Some("made"));
+        expired.unpark();
+        assert_eq!(expired.member(), None, "fetched, it is said anew for whom it is");
     }
 
     #[test]
@@ -374,7 +480,7 @@ mod tests {
         let large = message(&[("huge", HEADERS_BYTES_MAX)]);
         let reason = "x".repeat(9_999).into();
         let copy = large.undelivered_properties(Outcome::Invalid, &reason, None);
-        assert_eq!(names(&copy), ["x-outcome", "x-reason"]);
+        assert_eq!(names(&copy), ["x-at", "x-outcome", "x-reason"]);
         let size = table_size(copy.headers().as_ref().expect("headers"));
         assert!(size < REASON_HEADER_MAX + 100, "{size}");
     }

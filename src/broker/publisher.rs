@@ -397,6 +397,7 @@ impl Publisher {
             left_ms,
             &reporter.parked_by(origin),
             &reporter.id(origin),
+            origin.shared.then_some(&facts.command.address),
         );
         Publication {
             exchange: ShortString::default(),

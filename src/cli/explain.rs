@@ -6,10 +6,12 @@ use std::time::Duration;
 
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::de::DeserializeOwned;
+use ureq::Agent;
+use ureq::http::StatusCode;
 
 use super::EXIT_UNAVAILABLE;
-use crate::http::{CommandHistory, DeviceHistory, Timeline};
-use crate::settings::Settings;
+use crate::http::{CommandHistory, DeviceHistory, Timeline, first_token};
+use crate::settings::{Http, Settings};
 
 /// A bridge answers from memory; one that takes longer is not well.
 const LIMIT: Duration = Duration::from_secs(5);
@@ -22,11 +24,11 @@ pub(super) struct Args {
 
 pub(super) async fn run(settings: Settings, args: Args) -> ExitCode {
     let asked = tokio::task::spawn_blocking(move || {
-        let bridge = reachable(settings.http.listen);
+        let bridge = Bridge::of(&settings.http)?;
         let name = utf8_percent_encode(&args.what, NON_ALPHANUMERIC);
-        let command = ask::<CommandHistory>(&format!("http://{bridge}/commands/{name}"))?;
-        let device = ask::<DeviceHistory>(&format!("http://{bridge}/devices/{name}"))?;
-        Ok::<_, ureq::Error>((args.what, bridge, command, device))
+        let command = bridge.ask::<CommandHistory>(&format!("/commands/{name}"))?;
+        let device = bridge.ask::<DeviceHistory>(&format!("/devices/{name}"))?;
+        Ok::<_, String>((args.what, bridge.address, command, device))
     });
     let asked = match asked.await {
         Ok(asked) => asked,
@@ -37,9 +39,7 @@ pub(super) async fn run(settings: Settings, args: Args) -> ExitCode {
     };
     match asked {
         Err(error) => {
-            eprintln!(
-                "cannot ask the bridge: {error}; does it run here, and is HTTP_LISTEN the same?"
-            );
+            eprintln!("cannot ask the bridge: {error}");
             ExitCode::from(EXIT_UNAVAILABLE)
         }
         Ok((what, bridge, None, None)) => {
@@ -64,18 +64,43 @@ fn reachable(listen: SocketAddr) -> SocketAddr {
     SocketAddr::new(loopback, listen.port())
 }
 
-/// What the bridge knows; None if it knows nothing of the kind.
-fn ask<T: DeserializeOwned>(url: &str) -> Result<Option<T>, ureq::Error> {
-    let config = ureq::Agent::config_builder()
-        .timeout_global(Some(LIMIT))
-        .http_status_as_error(false)
-        .build();
-    let mut answer = ureq::Agent::new_with_config(config).get(url).call()?;
-    if !answer.status().is_success() {
-        return Ok(None);
+/// The bridge that is asked.
+struct Bridge {
+    address: SocketAddr,
+    agent: Agent,
+    /// What says that we may.
+    token: Option<String>,
+}
+
+impl Bridge {
+    fn of(http: &Http) -> Result<Self, String> {
+        let token = http.token_file.as_deref().map(first_token).transpose();
+        let token = token.map_err(|error| format!("HTTP_TOKEN_FILE: {error}"))?;
+        let config =
+            Agent::config_builder().timeout_global(Some(LIMIT)).http_status_as_error(false).build();
+        let agent = Agent::new_with_config(config);
+        Ok(Self { address: reachable(http.listen), agent, token })
     }
-    let text = answer.body_mut().read_to_string()?;
-    Ok(serde_json::from_str(&text).ok())
+
+    /// What it knows; None if it knows nothing of the kind.
+    fn ask<T: DeserializeOwned>(&self, path: &str) -> Result<Option<T>, String> {
+        let away = |error| format!("{error}; does it run here, and is HTTP_LISTEN the same?");
+        let request = self.agent.get(format!("http://{}{path}", self.address));
+        let request = match &self.token {
+            Some(token) => request.header("Authorization", format!("Bearer {token}")),
+            None => request,
+        };
+        let mut answer = request.call().map_err(away)?;
+        let text = answer.body_mut().read_to_string().map_err(away)?;
+        if answer.status().is_success() {
+            return Ok(serde_json::from_str(&text).ok());
+        }
+        if [StatusCode::NOT_FOUND, StatusCode::BAD_REQUEST].contains(&answer.status()) {
+            return Ok(None);
+        }
+        let problem: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+        Err(problem["detail"].as_str().map_or_else(|| answer.status().to_string(), str::to_owned))
+    }
 }
 
 fn tell_command(command: &Timeline) {

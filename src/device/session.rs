@@ -210,6 +210,11 @@ impl Session {
         self.silent.store(silent, Ordering::Relaxed);
     }
 
+    /// Whether its device has sent nothing for longer than it is to.
+    pub(crate) fn is_silent(&self) -> bool {
+        self.silent.load(Ordering::Relaxed)
+    }
+
     /// Writes `order` now, or lets it wait if its turn has not come and `devices` has room. Gives it
     /// back if the session is closed.
     pub(crate) fn offer(

@@ -14,6 +14,7 @@ use serde::Deserialize;
 use tokio::time::timeout;
 
 use super::HttpState;
+use super::problem::Problem;
 use crate::last_values::LastValue;
 use crate::live::{Heard, Kind, Kinds, Reader};
 use crate::uplink::Uplink;
@@ -35,15 +36,13 @@ pub(super) struct Wanted {
 pub(super) async fn follow(
     State(state): State<HttpState>,
     Query(wanted): Query<Wanted>,
-) -> Response {
-    let kinds = match wanted.kind.as_deref().map_or_else(|| Ok(Kinds::all()), Kinds::parse) {
-        Ok(kinds) => kinds,
-        Err(reason) => return refused(StatusCode::BAD_REQUEST, reason),
-    };
+) -> Result<Response, Problem> {
+    let kinds = wanted.kind.as_deref().map_or_else(|| Ok(Kinds::all()), Kinds::parse);
+    let kinds = kinds.map_err(Problem::bad_request)?;
     let prefix = wanted.prefix.unwrap_or_default();
     let Some(reader) = state.live.subscribe(kinds, &prefix) else {
         let reason = "as many look on as may; try again when one has gone";
-        return refused(StatusCode::SERVICE_UNAVAILABLE, reason);
+        return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, reason));
     };
     // What comes meanwhile waits in the reader's box.
     let uplink = state.devices.uplink.clone().filter(|_| kinds.has(Kind::Line));
@@ -56,7 +55,8 @@ pub(super) async fn follow(
         (header::CACHE_CONTROL, "no-store"),
         (header::HeaderName::from_static("x-accel-buffering"), "no"),
     ];
-    (headers, Body::from_stream(pieces.map(Ok::<_, std::convert::Infallible>))).into_response()
+    let body = Body::from_stream(pieces.map(Ok::<_, std::convert::Infallible>));
+    Ok((headers, body).into_response())
 }
 
 /// One reader's stream.
@@ -124,18 +124,6 @@ fn write(kind: &str, json: &[u8], piece: &mut Vec<u8>) {
     for part in [b"event: ", kind.as_bytes(), b"\ndata: ", json, b"\n\n"] {
         piece.extend_from_slice(part);
     }
-}
-
-/// An answer that says what cannot be had, and why.
-pub(super) fn refused(status: StatusCode, detail: impl Into<String>) -> Response {
-    let problem = serde_json::json!({
-        "type": "about:blank",
-        "title": status.canonical_reason().unwrap_or_default(),
-        "status": status.as_u16(),
-        "detail": detail.into(),
-    });
-    let kind = [(header::CONTENT_TYPE, "application/problem+json")];
-    (status, kind, problem.to_string()).into_response()
 }
 
 #[cfg(test)]

@@ -5,11 +5,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use axum::Json;
 use axum::extract::{Path, State};
-use axum::http::StatusCode;
-use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 
-use super::{Device, HttpState, bad_request};
+use super::HttpState;
+use super::devices::Device;
+use super::problem::Problem;
 use crate::clock;
 use crate::command::Address;
 use crate::last_values::Shown;
@@ -22,7 +22,7 @@ const OF_AN_ID_MAX: usize = 16;
 /// Commands shown of one device.
 const OF_A_DEVICE_MAX: usize = 32;
 
-/// What is known of an id.
+/// What is known of an id, or of all.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct CommandHistory {
     /// Each time it was taken up, newest first.
@@ -81,39 +81,46 @@ pub(crate) struct Timeline {
     pub(crate) settled: Option<String>,
 }
 
-pub(super) async fn command(State(state): State<HttpState>, Path(id): Path<String>) -> Response {
+pub(super) async fn command(
+    State(state): State<HttpState>,
+    Path(id): Path<String>,
+) -> Result<Json<CommandHistory>, Problem> {
     let is_it = |facts: &Facts| state.devices.reporter.id(&facts.origin) == id;
-    let found = state.trail.commands(is_it, OF_AN_ID_MAX);
-    if found.is_empty() {
-        return not_found(format!("no command `{id}` is remembered\n"));
+    let found = commands(&state, is_it, OF_AN_ID_MAX);
+    if found.commands.is_empty() {
+        return Err(Problem::not_found(format!("no command `{id}` is remembered")));
     }
-    let commands = found.iter().map(|facts| timeline(facts, &state.devices.reporter)).collect();
-    Json(CommandHistory { commands }).into_response()
+    Ok(Json(found))
 }
 
-pub(super) async fn device(State(state): State<HttpState>, Path(name): Path<String>) -> Response {
-    let address = match Address::parse(&name) {
-        Ok(address) => address,
-        Err(reason) => return bad_request(format!("{reason}\n")),
-    };
+pub(super) async fn device(
+    State(state): State<HttpState>,
+    Path(name): Path<String>,
+) -> Result<Json<DeviceHistory>, Problem> {
+    let address = Address::parse(&name).map_err(Problem::bad_request)?;
     let session = state.devices.registry.find(&address);
     let connections: Vec<Ended> =
         state.trail.connections(&address).into_iter().map(ended).collect();
     let is_its = |facts: &Facts| facts.command.address == address;
-    let found = state.trail.commands(is_its, OF_A_DEVICE_MAX);
+    let commands = commands(&state, is_its, OF_A_DEVICE_MAX).commands;
     let last = state.devices.uplink.as_ref().and_then(|uplink| uplink.last().get(&address));
-    if session.is_none() && connections.is_empty() && found.is_empty() && last.is_none() {
-        return not_found(format!("no device `{address}` is remembered\n"));
+    if session.is_none() && connections.is_empty() && commands.is_empty() && last.is_none() {
+        return Err(Problem::not_found(format!("no device `{address}` is remembered")));
     }
     let connected = session.map(|session| Device::of(&session));
     let connected = connected.and_then(|device| serde_json::to_value(device).ok());
-    let commands = found.iter().map(|facts| timeline(facts, &state.devices.reporter)).collect();
     let (address, last) = (address.to_string(), last.map(|last| last.shown()));
-    Json(DeviceHistory { address, connected, last, connections, commands }).into_response()
+    Ok(Json(DeviceHistory { address, connected, last, connections, commands }))
 }
 
-fn not_found(text: String) -> Response {
-    (StatusCode::NOT_FOUND, text).into_response()
+/// The last commands for which `wanted` holds, newest first.
+pub(super) fn commands(
+    state: &HttpState,
+    wanted: impl Fn(&Facts) -> bool,
+    limit: usize,
+) -> CommandHistory {
+    let (found, reporter) = (state.trail.commands(wanted, limit), &state.devices.reporter);
+    CommandHistory { commands: found.iter().map(|facts| timeline(facts, reporter)).collect() }
 }
 
 fn ended(connection: Connection) -> Ended {

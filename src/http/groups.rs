@@ -1,15 +1,15 @@
-//! `/groups`: who is in which group; and lists members. Changes are taken from this machine only.
+//! `/groups`: who is in which group; and lists members.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{ConnectInfo, Path, State};
+use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 
-use super::{HttpState, bad_request};
+use super::HttpState;
+use super::problem::Problem;
 use crate::command::Address;
 use crate::groups::Members;
 
@@ -20,22 +20,23 @@ pub(super) async fn all(State(state): State<HttpState>) -> Response {
     Json(shown).into_response()
 }
 
-pub(super) async fn one(State(state): State<HttpState>, Path(group): Path<String>) -> Response {
+pub(super) async fn one(
+    State(state): State<HttpState>,
+    Path(group): Path<String>,
+) -> Result<Json<Vec<String>>, Problem> {
     let members = state.devices.groups.members(&group);
     if members.is_empty() {
-        return (StatusCode::NOT_FOUND, format!("nobody is in the group {group}\n"))
-            .into_response();
+        return Err(Problem::not_found(format!("nobody is in the group {group}")));
     }
-    Json(shown(&members)).into_response()
+    Ok(Json(shown(&members)))
 }
 
 /// Lists a member of a group, which begins with it if it is not there.
 pub(super) async fn add(
     State(state): State<HttpState>,
-    ConnectInfo(peer): ConnectInfo<SocketAddr>,
     Path((group, address)): Path<(String, String)>,
-) -> Response {
-    change(&state, peer, &group, &address, |members, group, address| {
+) -> Result<StatusCode, Problem> {
+    change(&state, &group, &address, |members, group, address| {
         members.entry(group).or_default().insert(address);
     })
 }
@@ -43,10 +44,9 @@ pub(super) async fn add(
 /// Takes a listed member out of a group. One that has joined by itself stays.
 pub(super) async fn remove(
     State(state): State<HttpState>,
-    ConnectInfo(peer): ConnectInfo<SocketAddr>,
     Path((group, address)): Path<(String, String)>,
-) -> Response {
-    change(&state, peer, &group, &address, |members, group, address| {
+) -> Result<StatusCode, Problem> {
+    change(&state, &group, &address, |members, group, address| {
         if let Some(listed) = members.get_mut(&group) {
             listed.remove(&address);
             if listed.is_empty() {
@@ -58,23 +58,15 @@ pub(super) async fn remove(
 
 fn change(
     state: &HttpState,
-    peer: SocketAddr,
     group: &str,
     address: &str,
     how: impl FnOnce(&mut Members, Arc<str>, Address),
-) -> Response {
-    if !peer.ip().to_canonical().is_loopback() {
-        let reason = "groups are changed from the bridge's own machine only\n";
-        return (StatusCode::FORBIDDEN, reason).into_response();
-    }
-    let address = match Address::parse(address) {
-        Ok(address) => address,
-        Err(reason) => return bad_request(format!("{reason}\n")),
-    };
-    match state.devices.groups.listed().change(|members| how(members, group.into(), address)) {
-        Ok(()) => StatusCode::NO_CONTENT.into_response(),
-        Err(reason) => (StatusCode::CONFLICT, format!("{reason}\n")).into_response(),
-    }
+) -> Result<StatusCode, Problem> {
+    let address = Address::parse(address).map_err(Problem::bad_request)?;
+    let listed = state.devices.groups.listed();
+    let changed = listed.change(|members| how(members, group.into(), address));
+    changed.map_err(|reason| Problem::new(StatusCode::CONFLICT, reason))?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 fn shown<'a>(members: impl IntoIterator<Item = &'a Address>) -> Vec<String> {

@@ -18,6 +18,9 @@ use tracing::debug;
 use crate::device::{Door, Hall, Options};
 use crate::protocol::topic;
 
+/// Open to everybody: the door asks who a device is.
+pub(super) const PATH: &str = "/message";
+
 /// Who comes to `/message`.
 #[derive(Debug, Clone)]
 pub(crate) struct Topics {
@@ -27,7 +30,7 @@ pub(crate) struct Topics {
 }
 
 pub(super) fn router(topics: Topics) -> Router {
-    Router::new().route("/message", get(message)).with_state(topics)
+    Router::new().route(PATH, get(message)).with_state(topics)
 }
 
 async fn message(State(topics): State<Topics>, mut request: Request) -> Response {

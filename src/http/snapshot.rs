@@ -17,7 +17,7 @@ use tokio::sync::{Semaphore, SemaphorePermit, mpsc};
 use tokio::time::timeout;
 
 use super::HttpState;
-use super::events::refused;
+use super::problem::Problem;
 use crate::clock::{self, Moment};
 use crate::device::Session;
 use crate::last_values::{LastValues, Shown};
@@ -57,19 +57,19 @@ struct Away {
 }
 
 /// All devices whose address begins with `prefix`.
-pub(super) async fn take(state: &HttpState, prefix: &str) -> Response {
+pub(super) async fn take(state: &HttpState, prefix: &str) -> Result<Response, Problem> {
     let Ok(room) = ROOM.try_acquire() else {
-        return refused(
+        return Err(Problem::new(
             StatusCode::SERVICE_UNAVAILABLE,
             format!("expected at most {SNAPSHOTS_MAX} snapshots at a time; try again"),
-        );
+        ));
     };
     let at = Moment::now();
     let Some((seq, sessions)) = state.devices.registry.snapshot() else {
-        return refused(
+        return Err(Problem::new(
             StatusCode::SERVICE_UNAVAILABLE,
             "too many changes wait for the broker, which is away; try again when it is back",
-        );
+        ));
     };
     let bytes = write(state, prefix, seq, at, sessions).await;
     let length = bytes.len();
@@ -77,7 +77,7 @@ pub(super) async fn take(state: &HttpState, prefix: &str) -> Response {
         (header::CONTENT_TYPE, "application/json".to_owned()),
         (header::CONTENT_LENGTH, length.to_string()),
     ];
-    (headers, body(bytes, room)).into_response()
+    Ok((headers, body(bytes, room)).into_response())
 }
 
 /// The whole of it as JSON.

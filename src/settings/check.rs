@@ -4,7 +4,7 @@ use std::path::Path;
 
 use humantime::format_duration;
 
-use super::table::{Access, Broker, Device};
+use super::table::{Access, Broker, Device, Http};
 use super::value::{Identity, Protocol, Secret};
 use crate::protocol::check_line;
 
@@ -32,6 +32,11 @@ pub(super) fn broker(mq: &Broker, errors: &mut Vec<String>) {
         errors.push(format!("MQ_HEARTBEAT: expected 1s to 65535s, got {heartbeat}"));
     }
     readable("MQ_CA_FILE", mq.ca_file.as_deref(), errors);
+}
+
+/// What HTTP needs.
+pub(super) fn http(http: &Http, errors: &mut Vec<String>) {
+    readable("HTTP_TOKEN_FILE", http.token_file.as_deref(), errors);
 }
 
 /// What the settings of devices owe each other.

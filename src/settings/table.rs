@@ -184,7 +184,9 @@ section! {
 section! {
     /// The HTTP side.
     Http, RawHttp, HTTP_ROWS, "HTTP_";
-    listen: SocketAddr = "HTTP_LISTEN", "127.0.0.1:9123", "Address and port of `/livez`, `/readyz`, `/metrics` and `/devices`.";
+    listen: SocketAddr = "HTTP_LISTEN", "127.0.0.1:9123", "Address and port of everything that is asked over HTTP. Not on loopback it needs `HTTP_TOKEN_FILE`, but for `/livez`, `/readyz`, `/metrics` and `/message`.";
+    metrics_listen: Option<SocketAddr> = "HTTP_METRICS_LISTEN", "", "Address and port of `/livez`, `/readyz` and `/metrics`, which are not at `HTTP_LISTEN` then.";
+    token_file: Option<PathBuf> = "HTTP_TOKEN_FILE", "", "File of tokens, a line each: `reader TOKEN` or `operator TOKEN`, of at least 16 characters; read again when it changes. With it who asks needs one.";
 }
 
 section! {

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::harness::{Scene, Setup, command, free_port};
+use crate::harness::{STALL_LINE_MAX, Scene, Setup, command, eventually, free_port, stall};
 
 /// The series there must be from the first moment, before anything has happened.
 const SERIES: &[&str] = &[
@@ -124,6 +124,94 @@ fn devices_are_listed_in_order_page_by_page() {
     for field in ["epoch", "since", "last_seen"] {
         assert!(!device[field].is_null(), "{field} in {device}");
     }
+}
+
+#[test]
+fn devices_are_found_by_a_part_of_their_address_and_by_how_they_are() {
+    let scene = Scene::new("devices-found");
+    let bridge = scene
+        .setup()
+        .set("DEVICE_IDENTITY", "hello")
+        .set("DEVICE_SILENCE_LIMIT", "1s")
+        .set("DEVICE_LANE_MAX", "8")
+        .start();
+    let names: Vec<String> = (0..600).map(|n| format!("pump-{n:03}")).collect();
+    let _pumps: Vec<_> =
+        names.iter().map(|name| bridge.saying("127.0.0.2", &format!("HELLO {name}"))).collect();
+    let mut valve = bridge.hello_device("127.0.0.3", "HELLO Valve-7");
+    bridge.until_metric("rabbitline_devices_connected", |count| count == 601.0);
+    let found = |query: &str| -> Vec<String> {
+        let page = bridge.devices(query);
+        assert_eq!(page["total"], 601, "all, whatever is looked for");
+        let devices = page["devices"].as_array().expect("a list");
+        devices.iter().map(|it| it["address"].as_str().expect("a name").to_owned()).collect()
+    };
+    assert_eq!(found("?prefix=Valve"), ["Valve-7"]);
+    assert_eq!(found("?search=valve"), ["Valve-7"]);
+    assert_eq!(found("?search=59&limit=1000").len(), 16);
+    assert_eq!(found("?prefix=pump-59&limit=3"), ["pump-590", "pump-591", "pump-592"]);
+    assert_eq!(found("?prefix=pump-59&limit=3&after=pump-592")[0], "pump-593");
+    assert_eq!(found("?prefix=nothing"), Vec::<String>::new());
+    let page = bridge.devices("?prefix=pump-59&limit=10");
+    assert_eq!(page["next"], Value::Null, "there is nothing more");
+    assert_eq!(bridge.devices("?prefix=pump-59&limit=9")["next"], "pump-598");
+
+    eventually("the pumps are silent, and the valve is not", || {
+        valve.send(b"HERE\n");
+        let (silent, online) = (found("?state=silent&limit=1000").len(), found("?state=online"));
+        if silent == 600 && online == ["Valve-7"] {
+            Ok(())
+        } else {
+            Err(format!("{silent} {online:?}"))
+        }
+    });
+    assert_eq!(found("?state=waiting"), Vec::<String>::new());
+    assert_eq!(bridge.get("/devices?state=asleep").status, 400);
+}
+
+#[test]
+fn a_device_that_does_not_read_is_one_that_commands_wait_for() {
+    let scene = Scene::new("devices-waiting");
+    let bridge = scene.setup().set("DEVICE_LINE_MAX", STALL_LINE_MAX).start();
+    let _other = bridge.device("127.0.0.3");
+    let _stalled = bridge.narrow_device("127.0.0.2");
+    stall(&scene, &bridge, "127.0.0.2", 1);
+    let page = bridge.devices("?state=waiting");
+    assert_eq!(page["devices"].as_array().map(Vec::len), Some(1), "{page}");
+    assert_eq!(page["devices"][0]["address"], "127.0.0.2");
+}
+
+#[test]
+fn stats_tell_how_it_is_and_how_it_was() {
+    let scene = Scene::new("stats");
+    let bridge = scene.setup().start();
+    let _device = bridge.device("127.0.0.2");
+    for (address, outcome) in [("127.0.0.2", "written"), ("127.0.0.9", "offline")] {
+        assert_eq!(scene.receipt_of(&command(address, "ON"))["outcome"], outcome);
+    }
+    bridge.until_metric("rabbitline_undelivered_total", |count| count == 1.0);
+    let now = bridge.get("/stats").json();
+    assert_eq!(now["outcomes"]["written"], 1, "{now}");
+    assert_eq!((&now["outcomes"]["offline"], &now["outcomes"]["invalid"]), (&json!(1), &json!(0)));
+    assert_eq!(
+        (&now["devices"], &now["undelivered"], &now["ready"]),
+        (&json!(1), &json!(1), &json!(true))
+    );
+    assert_eq!(now["broker"], json!({"consumer": true, "publisher": true, "blocked": false}));
+    assert_eq!((&now["bridge"], &now["lanes"]), (&json!("bridge-under-test"), &json!(0)));
+    assert!(u64::from_str_radix(now["run"].as_str().expect("a run"), 16).is_ok(), "{now}");
+    // Within one sample or two, which are five seconds each.
+    let samples = eventually("both commands are in the history", || {
+        let history = bridge.get("/stats?history").json();
+        assert_eq!(history["every_s"], 5);
+        let samples = history["samples"].as_array().expect("a list").clone();
+        let count =
+            |word: &str| samples.iter().filter_map(|it| it["outcomes"][word].as_u64()).sum::<u64>();
+        if (count("written"), count("offline")) == (1, 1) { Ok(samples) } else { Err(history) }
+    });
+    let with = samples.iter().find(|it| it["outcomes"]["written"] == 1).expect("it is there");
+    assert!(with["p50_ms"].as_f64().is_some_and(|ms| ms > 0.0) && with["p50_ms"] == with["p99_ms"]);
+    assert_eq!((&with["consumer"], &with["devices"]), (&json!(true), &json!(1)));
 }
 
 #[test]

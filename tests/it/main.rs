@@ -13,6 +13,7 @@
 mod harness;
 
 mod answered;
+mod api_docs;
 mod bad_peers;
 mod black_hole;
 mod bridge_loss;
@@ -30,6 +31,10 @@ mod greeting;
 mod groups;
 mod hello;
 mod http;
+mod http_access;
+mod http_commands;
+mod http_openapi;
+mod http_undelivered;
 mod hundred_thousand;
 mod invalid;
 mod last_values;

@@ -57,7 +57,7 @@ fn a_command_for_a_device_that_is_not_connected_is_offline_and_goes_to_undeliver
     assert_eq!(letter.header("tenant"), "north");
     let headers = letter.properties.headers().clone().expect("headers");
     assert_eq!(headers.inner().get("try"), Some(&AMQPValue::LongInt(3)));
-    assert_eq!(headers.inner().len(), 4, "two of its own and two of ours: {headers:?}");
+    assert_eq!(headers.inner().len(), 5, "two of its own and three of ours: {headers:?}");
     assert_eq!(letter.properties.expiration(), &None, "it must not expire there too");
     let rest = |properties: &BasicProperties| {
         format!("{:?}", properties.clone().with_headers(table(&[])).with_expiration("".into()))

@@ -27,6 +27,7 @@ const WRONG: &[(&str, &str)] = &[
     ("COMMAND_PARKED_MAX", "0"),
     ("DEVICE_ANSWER_PATTERN", "("),
     ("HTTP_LISTEN", "localhost"),
+    ("HTTP_METRICS_LISTEN", "9124"),
     ("SHUTDOWN_GRACE", "0.5"),
     ("RUNTIME_THREADS", "0"),
     ("LOG_FORMAT", "xml"),

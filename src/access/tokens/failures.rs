@@ -20,7 +20,7 @@ const REMEMBERED_MAX: usize = 10_000;
 
 /// Who gave a wrong token of late.
 #[derive(Debug, Default)]
-pub(super) struct Failures(HashMap<(IpAddr, Box<str>), Failure>);
+pub(crate) struct Failures(HashMap<(IpAddr, Box<str>), Failure>);
 
 #[derive(Debug)]
 struct Failure {
@@ -31,11 +31,17 @@ struct Failure {
 impl Failures {
     /// Whether this peer has to wait still before it may try for `id` again.
     pub(super) fn is_waiting(&self, peer: IpAddr, id: &str, now: Instant) -> bool {
-        let failure = self.0.get(&key(peer, id));
-        failure.is_some_and(|failure| now < failure.last + failure.wait())
+        self.wait_left(peer, id, now).is_some()
     }
 
-    pub(super) fn failed(&mut self, peer: IpAddr, id: &str, now: Instant) {
+    /// How long this peer has to wait still before it may try for `id` again.
+    pub(crate) fn wait_left(&self, peer: IpAddr, id: &str, now: Instant) -> Option<Duration> {
+        let failure = self.0.get(&key(peer, id))?;
+        let left = (failure.last + failure.wait()).saturating_duration_since(now);
+        (!left.is_zero()).then_some(left)
+    }
+
+    pub(crate) fn failed(&mut self, peer: IpAddr, id: &str, now: Instant) {
         let key = key(peer, id);
         if self.0.len() >= REMEMBERED_MAX && !self.0.contains_key(&key) {
             self.make_room();
@@ -48,7 +54,7 @@ impl Failures {
         failure.count = failure.count.saturating_add(1);
     }
 
-    pub(super) fn succeeded(&mut self, peer: IpAddr, id: &str) {
+    pub(crate) fn succeeded(&mut self, peer: IpAddr, id: &str) {
         self.0.remove(&key(peer, id));
     }
 

@@ -3,7 +3,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::settings::LineEnding;
 
-fn defaults() -> Defaults {
+pub(crate) fn defaults() -> Defaults {
     Defaults {
         ttl: Duration::from_secs(3600),
         if_offline: IfOffline::Reject,

@@ -78,7 +78,10 @@ impl Setup {
         };
         let devices = listening(&mut program, "listening for devices");
         let http = listening(&mut program, "serving HTTP");
-        Bridge { program, device_port: devices.port(), http }
+        let has_probes = self.settings.contains_key(OsStr::new("HTTP_METRICS_LISTEN"));
+        let probes =
+            if has_probes { listening(&mut program, "serving probes and metrics") } else { http };
+        Bridge { program, device_port: devices.port(), http, probes }
     }
 
     /// Runs another command of the program to its end.
@@ -102,6 +105,8 @@ pub(crate) struct Bridge {
     pub(crate) program: Program,
     pub(crate) device_port: u16,
     pub(crate) http: SocketAddr,
+    /// Where probes and metrics are.
+    pub(crate) probes: SocketAddr,
 }
 
 impl Bridge {
@@ -111,7 +116,7 @@ impl Bridge {
             if let Some(status) = self.program.ended() {
                 panic!("the bridge ended with {status}");
             }
-            let answer = http::get(self.http, "/readyz").map_err(|error| error.to_string())?;
+            let answer = http::get(self.probes, "/readyz").map_err(|error| error.to_string())?;
             if answer.status == 200 {
                 Ok(())
             } else {
@@ -123,7 +128,7 @@ impl Bridge {
     #[track_caller]
     pub(crate) fn until_not_ready(&self) -> String {
         eventually("/readyz answers 503", || {
-            let answer = http::get(self.http, "/readyz").map_err(|error| error.to_string())?;
+            let answer = http::get(self.probes, "/readyz").map_err(|error| error.to_string())?;
             if answer.status == 503 {
                 Ok(answer.body)
             } else {
@@ -141,6 +146,19 @@ impl Bridge {
     #[track_caller]
     pub(crate) fn ask(&self, method: &str, path: &str) -> Answer {
         http::ask(self.http, method, path)
+            .unwrap_or_else(|error| panic!("{method} {path}: {error}"))
+    }
+
+    /// A request with headers and a body.
+    #[track_caller]
+    pub(crate) fn send(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &str,
+    ) -> Answer {
+        http::send(self.http, method, path, headers, body.as_bytes())
             .unwrap_or_else(|error| panic!("{method} {path}: {error}"))
     }
 
@@ -266,7 +284,7 @@ impl Bridge {
     /// The value of a series as it is written in `/metrics`, labels included; zero while there is no such series.
     #[track_caller]
     pub(crate) fn metric(&self, series: &str) -> f64 {
-        let answer = self.get("/metrics");
+        let answer = http::get(self.probes, "/metrics").expect("metrics");
         let value =
             answer.body.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
         value.map_or(0.0, |text| {

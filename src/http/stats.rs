@@ -1,0 +1,27 @@
+//! `/stats`: how the bridge is, and with `?history` how it was in the last hour.
+
+use std::sync::atomic::Ordering;
+
+use axum::Json;
+use axum::extract::{Query, State};
+use axum::response::{IntoResponse, Response};
+use serde::Deserialize;
+
+use super::HttpState;
+
+#[derive(Deserialize)]
+pub(super) struct Wanted {
+    history: Option<String>,
+}
+
+pub(super) async fn stats(
+    State(state): State<HttpState>,
+    Query(wanted): Query<Wanted>,
+) -> Response {
+    if wanted.history.is_some() {
+        return Json(state.stats.history()).into_response();
+    }
+    let is_set = |flag: &std::sync::atomic::AtomicBool| flag.load(Ordering::Relaxed);
+    let ready = is_set(&state.consuming) && !is_set(&state.draining);
+    Json(state.stats.now(ready)).into_response()
+}
