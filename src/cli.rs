@@ -43,8 +43,9 @@ enum Command {
     Serve,
     /// Check the settings, the broker, and what the bridge needs on it; changes nothing
     ///
-    /// Prints one line for each finding. Exits with 0 if the bridge could work, 64 if the settings
-    /// are wrong, 69 if the broker cannot be used.
+    /// Also the database of the recorder, if RECORD_DATABASE is set. Prints one line for each finding.
+    /// Exits with 0 if the bridge could work, 64 if the settings are wrong, 69 if broker or database
+    /// cannot be used.
     Check,
     /// Publish one command, wait for its receipt and print it
     ///

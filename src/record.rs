@@ -6,6 +6,7 @@
 
 mod batch;
 mod event;
+mod rows;
 mod sql;
 mod store;
 mod watch;
@@ -73,6 +74,12 @@ impl Recorder {
         self.records.state.lock().await.store.close().await;
         collected.unwrap_or(false)
     }
+}
+
+/// Whether the database could be used, as a sentence; changes nothing.
+pub(crate) async fn check(settings: &Settings) -> Result<String, String> {
+    let store = Store::new(settings.record.database.clone());
+    store.look().await.map_err(|error| error.to_string())
 }
 
 /// Makes rows of events.

@@ -50,6 +50,8 @@ pub struct Settings {
     pub process: Process,
     /// Whether `MQ_QUEUE_TYPE` was set: then an existing queue is held to it.
     pub queue_type_is_set: bool,
+    /// Whether `RECORD_DATABASE` was set: then `rabbitline check` looks at it.
+    pub database_is_set: bool,
     /// What is odd but not wrong, one sentence each, to be logged once logging is up.
     pub warnings: Vec<String>,
 }
@@ -125,6 +127,7 @@ impl Settings {
             return Err(SettingsErrors(errors));
         }
         let queue_type_is_set = given.contains_key("MQ_QUEUE_TYPE");
+        let database_is_set = given.contains_key("RECORD_DATABASE");
         Ok(Self {
             mq,
             listeners,
@@ -136,6 +139,7 @@ impl Settings {
             http,
             process,
             queue_type_is_set,
+            database_is_set,
             warnings,
         })
     }

@@ -8,108 +8,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
-use super::event::{Address, Event, Fate, Heartbeat, Line, Name, Number, Outcome, Presence};
-use super::event::{Run, Text, Time};
+use super::event::{Address, Event, Heartbeat, Line, Name, Number, Outcome, Presence, Run};
+use super::rows::{Bridge, Command, Connection, Device, LineRow, Seen, State};
 use super::sql::{self, Statement};
 use crate::settings::Kinds;
 
 /// The reason with which the bridge tells that a connection begins.
 const BEGINS: &str = "connected";
-
-/// Whether something is there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub(super) enum State {
-    Online,
-    Offline,
-}
-
-impl State {
-    fn of(online: bool) -> Self {
-        if online { Self::Online } else { Self::Offline }
-    }
-}
-
-/// What the batch knows of a bridge.
-#[derive(Debug, Clone, Serialize)]
-pub(super) struct Bridge {
-    name: Name,
-    pub(super) run: Run,
-    started: Option<Time>,
-    seq: Number,
-    heard: Option<Time>,
-    pub(super) expires_ms: Option<Number>,
-    devices: Option<Number>,
-    pub(super) state: State,
-}
-
-#[derive(Debug, Clone, Serialize)]
-struct Device {
-    address: Address,
-    state: State,
-    silent: bool,
-    epoch: Number,
-    since: Option<Time>,
-    last_seen: Option<Time>,
-    reason: Text,
-    bridge: Name,
-    run: Run,
-    seq: Number,
-    peer: Option<Text>,
-}
-
-#[derive(Debug, Serialize)]
-struct Connection {
-    address: Address,
-    epoch: Number,
-    bridge: Name,
-    run: Run,
-    peer: Option<Text>,
-    since: Option<Time>,
-    until: Option<Time>,
-    reason: Option<Text>,
-}
-
-#[derive(Debug, Serialize)]
-struct Command {
-    bridge: Name,
-    run: Run,
-    number: Number,
-    /// Empty if it does not say whom it is for; one for many is a row for each.
-    address: Address,
-    id: Option<Text>,
-    cmd: Option<Text>,
-    confirm: Option<Text>,
-    outcome: Fate,
-    reason: Option<Text>,
-    answer: Option<Text>,
-    answer_base64: Option<Text>,
-    published: Option<Time>,
-    taken: Option<Time>,
-    written: Option<Time>,
-    settled: Time,
-    trace: Option<Text>,
-}
-
-#[derive(Debug, Serialize)]
-struct LineRow {
-    bridge: Name,
-    run: Run,
-    number: Number,
-    at: Time,
-    address: Address,
-    epoch: Number,
-    line: Option<Text>,
-    line_base64: Option<Text>,
-    late: bool,
-}
-
-#[derive(Debug, Serialize)]
-struct Seen {
-    address: Address,
-    epoch: Number,
-    at: Time,
-}
 
 /// Rows of one transaction. In the order of their keys, so that two recorders never wait for each
 /// other in a circle.
@@ -278,85 +183,6 @@ fn upsert<K: Ord, V>(map: &mut BTreeMap<K, V>, key: K, row: V, merge: impl FnOnc
             place.insert(row);
         }
         std::collections::btree_map::Entry::Occupied(place) => merge(place.into_mut(), row),
-    }
-}
-
-fn earlier(one: Option<Time>, other: Option<Time>) -> Option<Time> {
-    one.into_iter().chain(other).min()
-}
-
-impl Bridge {
-    /// A bridge of which something else than a heartbeat was heard.
-    fn heard_of(name: Name, run: Run, seq: Number) -> Self {
-        let started = run.started();
-        Self {
-            name,
-            run,
-            started,
-            seq,
-            heard: None,
-            expires_ms: None,
-            devices: None,
-            state: State::Online,
-        }
-    }
-
-    fn merge(&mut self, other: Self) {
-        if other.run > self.run {
-            *self = other;
-        } else if other.run == self.run {
-            let seq = self.seq.max(other.seq);
-            if other.heard > self.heard {
-                *self = other;
-            }
-            self.seq = seq;
-        }
-    }
-}
-
-impl Device {
-    /// What makes of two events about a device the later one. Nothing comes behind the end of a
-    /// connection but the next one.
-    fn order(&self) -> (Number, State, Number) {
-        (self.epoch, self.state, self.seq)
-    }
-
-    fn merge(&mut self, other: Self) {
-        let since = match other.epoch.cmp(&self.epoch) {
-            std::cmp::Ordering::Less => self.since,
-            std::cmp::Ordering::Equal => earlier(self.since, other.since),
-            std::cmp::Ordering::Greater => other.since,
-        };
-        let last_seen = self.last_seen.max(other.last_seen);
-        if other.order() > self.order() {
-            *self = other;
-        }
-        (self.since, self.last_seen) = (since, last_seen);
-    }
-}
-
-impl Connection {
-    fn merge(&mut self, other: Self) {
-        self.since = earlier(self.since, other.since);
-        if self.until.is_none() {
-            (self.until, self.reason) = (other.until, other.reason);
-        }
-    }
-}
-
-impl Seen {
-    fn merge(&mut self, other: Self) {
-        self.at = self.at.max(other.at);
-    }
-}
-
-impl Command {
-    fn merge(&mut self, mut other: Self) {
-        let order = |it: &Self| (it.settled, it.outcome.rank());
-        if order(&other) > order(self) {
-            std::mem::swap(self, &mut other);
-        }
-        self.written = self.written.or(other.written);
     }
 }
 

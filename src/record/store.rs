@@ -66,6 +66,28 @@ impl Store {
         Self { url, connection: None }
     }
 
+    /// Whether it could be used, as a sentence; changes nothing.
+    pub(super) async fn look(&self) -> Result<String, StoreError> {
+        let looking = async {
+            match &self.url {
+                DatabaseUrl::Sqlite(options) if !options.get_filename().exists() => {
+                    return Ok(format!("{} does not exist; the recorder makes it", self.url));
+                }
+                DatabaseUrl::Sqlite(options) => {
+                    let mut file = options.as_ref().clone().read_only(true).connect().await?;
+                    sqlx::query("SELECT 1 FROM sqlite_schema").fetch_optional(&mut file).await?;
+                    file.close().await?;
+                }
+                DatabaseUrl::Postgres(options) => options.connect().await?.close().await?,
+            }
+            Ok(format!("{} can be used", self.url))
+        };
+        match timeout(ANSWER_TIMEOUT, looking).await {
+            Ok(looked) => looked.map_err(|error: sqlx::Error| self.away(error.to_string())),
+            Err(_) => Err(self.silent()),
+        }
+    }
+
     /// Bridges that were alive when they were last heard of: name, run, how long one may be silent.
     pub(super) async fn bridges(&mut self) -> Result<Vec<(String, String, i64)>, StoreError> {
         self.working(async |connection| {
@@ -106,10 +128,7 @@ impl Store {
                 result
             }
             Ok(Err(error)) => Err(self.away(sqlx::Error::to_string(&error))),
-            Err(_) => {
-                let limit = humantime::format_duration(ANSWER_TIMEOUT);
-                Err(self.away(format!("it did not answer within {limit}")))
-            }
+            Err(_) => Err(self.silent()),
         }
     }
 
@@ -160,6 +179,11 @@ impl Store {
             }
             _ => self.away(error.to_string()),
         }
+    }
+
+    fn silent(&self) -> StoreError {
+        let limit = humantime::format_duration(ANSWER_TIMEOUT);
+        self.away(format!("it did not answer within {limit}"))
     }
 
     fn away(&self, said: String) -> StoreError {

@@ -9,8 +9,8 @@ use std::time::Duration;
 use serde::Serialize;
 use tokio::time::Instant;
 
-use super::batch::{Bridge, State};
 use super::event::{Name, Run};
+use super::rows::{Bridge, State};
 
 /// The bridges that say when they are to be missed.
 #[derive(Debug, Default)]

@@ -31,6 +31,28 @@ fn wrong_settings_are_told_with_what_was_expected() {
 }
 
 #[test]
+fn check_looks_at_the_database_if_one_is_named_and_makes_nothing() {
+    let scene = Scene::new("record-check");
+    assert!(!scene.setup().run(&["check"]).stdout.contains("database:"));
+    with_each(|database| {
+        let setup = scene.setup().set("RECORD_DATABASE", database.url());
+        let end = setup.run(&["check"]);
+        assert_eq!(end.code, Some(0), "{end:?}");
+        let (expected, tables) = match database {
+            Database::Sqlite(_) => ("does not exist", None),
+            Database::Postgres { .. } => ("can be used", Some(Vec::new())),
+        };
+        assert!(end.stdout.contains(expected), "{end:?}");
+        let query = "SELECT 'a table' FROM information_schema.tables WHERE table_schema = 'public'";
+        assert_eq!(database.rows(query).ok(), tables);
+    });
+    let nowhere = scene.setup().set("RECORD_DATABASE", "postgres://me:hunter2@127.0.0.1:1/x");
+    let end = nowhere.run(&["check"]);
+    assert_eq!(end.code, Some(69), "{end:?}");
+    assert!(end.stderr.contains("RECORD_DATABASE") && !end.stderr.contains("hunter2"), "{end:?}");
+}
+
+#[test]
 fn the_password_of_the_database_can_come_from_a_file_and_is_never_logged() {
     let database = Database::postgres();
     let file = tempfile::NamedTempFile::new().expect("a file");
