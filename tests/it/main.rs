@@ -20,6 +20,7 @@ mod bridge_loss;
 mod broker_loss;
 mod check;
 mod cli;
+mod copies;
 mod dead_links;
 mod descriptors;
 mod device_tls;
