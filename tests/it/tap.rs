@@ -136,3 +136,48 @@ fn a_tap_without_an_exchange_or_a_broker_says_so() {
     let end = scene.setup().run(&["tap", "--kind", "lines"]);
     assert_eq!(end.code, Some(64), "{end:?}");
 }
+
+#[test]
+fn what_a_bridge_cannot_publish_for_a_tap_is_counted_and_it_goes_on_behind_it() {
+    const LINES: usize = 20_000;
+    let scene = Scene::alone("tap-blocked");
+    let bridge = scene.setup().start();
+    let mut device = bridge.device("127.0.0.2");
+    eventually("the exchange is there", || scene.amqp.exchange(&scene.tap()));
+    let queue = scene.amqp.private_queue();
+    for key in ["line.#", "missed.#", "probe.line"] {
+        scene.amqp.bind(&queue, &scene.tap(), key);
+    }
+    let tapped = scene.amqp.consume(&queue);
+    let until_seen = |device: &mut Device, line: &str| {
+        eventually("a line is seen", || {
+            device.send(format!("{line}\n").as_bytes());
+            let seen = tapped.so_far();
+            let line =
+                seen.iter().any(|letter| String::from_utf8_lossy(&letter.body).contains(line));
+            if line { Ok(()) } else { Err("none") }
+        });
+    };
+    until_seen(&mut device, "BEFORE");
+
+    scene.broker.ctl(&["set_vm_memory_high_watermark", "0.0000001"]);
+    bridge.until_metric("rabbitline_broker_blocked", |blocked| blocked == 1.0);
+    let before = bridge.metric("rabbitline_uplink_lines_total");
+    let line = format!("{}\n", "x".repeat(1_000));
+    for _ in 0..LINES {
+        device.send(line.as_bytes());
+    }
+    bridge.until_metric("rabbitline_uplink_lines_total", |count| count >= before + LINES as f64);
+    scene.broker.ctl(&["set_vm_memory_high_watermark", "0.4"]);
+
+    let missed = loop {
+        let letter = tapped.next();
+        if letter.key.starts_with("missed.") {
+            break letter;
+        }
+    };
+    assert_eq!(missed.key, "missed.bridge-under-test");
+    let count = missed.json()["missed"].as_u64().expect("a number");
+    assert!((1..=LINES as u64).contains(&count), "{count}");
+    until_seen(&mut device, "BEHIND");
+}
