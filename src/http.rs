@@ -7,6 +7,7 @@
 
 mod access;
 mod commands;
+mod connections;
 mod devices;
 mod events;
 mod explain;
@@ -21,7 +22,6 @@ mod snapshot;
 mod stats;
 mod undelivered;
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -29,7 +29,6 @@ use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::middleware::{from_fn, from_fn_with_state};
 use tokio::net::TcpListener;
-use tracing::error;
 
 pub(crate) use access::{Access, first_token};
 pub(crate) use explain::{CommandHistory, DeviceHistory, Timeline};
@@ -114,9 +113,5 @@ fn router(routes: Vec<Route>, state: HttpState) -> Router {
 }
 
 async fn answer(listener: TcpListener, app: Router) {
-    let app = app.layer(from_fn(problem::dress));
-    let app = app.into_make_service_with_connect_info::<SocketAddr>();
-    if let Err(error) = axum::serve(listener, app).await {
-        error!(%error, "HTTP has ended.");
-    }
+    connections::serve(listener, app.layer(from_fn(problem::dress))).await;
 }

@@ -44,7 +44,7 @@ async fn message(State(topics): State<Topics>, mut request: Request) -> Response
     let upgrade = hyper::upgrade::on(&mut request);
     topics.hall.sessions.clone().spawn(async move {
         let Ok(upgraded) = upgrade.await else { return };
-        match hyper_util::server::conn::auto::upgrade::downcast::<TokioIo<TcpStream>>(upgraded) {
+        match upgraded.downcast::<TokioIo<TcpStream>>() {
             Ok(parts) => take(&topics, parts.io.into_inner(), parts.read_buf.to_vec()),
             Err(_) => debug!("a WebSocket came on something that is no TCP socket."),
         }

@@ -1,5 +1,9 @@
 //! What probes, scrapers and people see over HTTP.
 
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use crate::harness::{STALL_LINE_MAX, Scene, Setup, command, eventually, free_port, stall};
@@ -179,6 +183,21 @@ fn a_device_that_does_not_read_is_one_that_commands_wait_for() {
     let page = bridge.devices("?state=waiting");
     assert_eq!(page["devices"].as_array().map(Vec::len), Some(1), "{page}");
     assert_eq!(page["devices"][0]["address"], "127.0.0.2");
+}
+
+#[test]
+fn who_connects_and_says_nothing_is_let_go_and_keeps_nobody_out() {
+    let bridge = Setup::new(free_port()).launch();
+    // More than there is room for; one of them begins and does not go on.
+    let mut idle: Vec<TcpStream> =
+        (0..600).map(|_| TcpStream::connect(bridge.http).expect("connected")).collect();
+    idle[0].write_all(b"GET /livez HTTP/1.1\r\nHost:").expect("written");
+    assert_eq!(bridge.get("/livez").status, 200, "when there is room again");
+    for stream in &mut idle[..512] {
+        stream.set_read_timeout(Some(Duration::from_secs(45))).expect("set");
+        let mut rest = Vec::new();
+        stream.read_to_end(&mut rest).expect("the bridge closes it");
+    }
 }
 
 #[test]
