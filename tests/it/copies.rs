@@ -133,6 +133,7 @@ fn whatever_happens_a_copy_ends_in_the_truth() {
     let (setup, http) = setup(&scene);
     let mut bridge = setup.start();
     let client = Client::start(&scene, http);
+    client.until_true(&bridge, 0);
     let mut connected: BTreeMap<usize, Device> = BTreeMap::new();
     // What costs seconds happens so often, at moments drawn by lot.
     let mut outages = [(); 2].map(|()| dice.below(STEPS));
@@ -142,15 +143,19 @@ fn whatever_happens_a_copy_ends_in_the_truth() {
     let mut back = None;
     for step in 0..STEPS {
         if outages.contains(&step) && back.is_none() {
+            println!("{step}: the broker is killed");
             scene.broker.kill();
             back = Some(step + 1 + dice.below(60));
         }
         if back.is_some_and(|back| step >= back) {
             back = None;
+            println!("{step}: the broker is started");
             scene.restart_broker();
         }
         if ends.contains(&step) {
-            if dice.once_in(3) && back.is_none() {
+            let asked = dice.once_in(3) && back.is_none();
+            println!("{step}: the bridge is {}", if asked { "stopped" } else { "killed" });
+            if asked {
                 bridge.terminate();
             } else {
                 bridge.program.kill();
@@ -168,16 +173,20 @@ fn whatever_happens_a_copy_ends_in_the_truth() {
                 drop(replaced);
             }
         }
-        // Now and then the bridge knows all of them, and so may the copy.
-        if dice.once_in(10) {
+        // Now and then the bridge has caught up, and so has the copy if it can.
+        if dice.once_in(8) {
             eventually("the bridge knows its devices", || {
                 let devices = truth(&bridge).devices.len();
                 if devices == connected.len() { Ok(()) } else { Err(devices) }
             });
+        }
+        if dice.once_in(25) && back.is_none() {
+            client.until_true(&bridge, connected.len());
         }
     }
     if back.is_some() {
         scene.restart_broker();
     }
     client.until_true(&bridge, connected.len());
+    println!("it printed {} lines", client.0.stdout.all().len());
 }
