@@ -126,7 +126,7 @@ fn what_a_command_was_given_while_it_was_parked_is_gone_from_what_leaves_the_bri
     assert_eq!(letter.header("x-outcome"), "unanswered");
     assert_eq!(letter.header("tenant"), "north");
     let all = letter.properties.headers().clone().expect("headers");
-    assert_eq!(all.inner().len(), 3, "one of its own and two that say what became of it: {all:?}");
+    assert_eq!(all.inner().len(), 4, "one of its own and three of ours: {all:?}");
     assert_eq!(letter.key, scene.queue(), "the routing key is the command's");
     assert_eq!(letter.properties.expiration(), &None);
     assert_eq!(letter.properties.app_id(), properties.app_id());
