@@ -19,6 +19,7 @@ mod intake;
 mod jobs;
 mod message;
 mod parked_queues;
+mod publication;
 mod publisher;
 mod requests;
 mod retry;

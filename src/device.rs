@@ -48,12 +48,13 @@ pub use session::{Session, Snapshot};
 pub(crate) use sweeper::Sweeper;
 
 use crate::command::Address;
+use crate::fate::Fate;
 use crate::groups::Groups;
 use crate::metrics::Metrics;
 use crate::order::Order;
 use crate::parking::Parking;
 use crate::protocol::Wire;
-use crate::report::{Fate, Reporter};
+use crate::report::Reporter;
 use crate::uplink::Uplink;
 
 /// What every session needs, shared by all of them.

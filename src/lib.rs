@@ -25,6 +25,7 @@ pub mod router;
 mod access;
 pub mod device;
 mod fanout;
+mod fate;
 mod feed;
 mod gathering;
 mod groups;

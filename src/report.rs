@@ -15,6 +15,7 @@ use crate::backlog::Backlog;
 use crate::broker::{Jobs, Message};
 use crate::clock::{self, Moment};
 use crate::command::{Address, Command, Disposition, IfOffline, Outcome, Reason};
+use crate::fate::Fate;
 use crate::gathering::Tally;
 use crate::ledger::{Known, Ledger};
 use crate::live::{Kind, Live};
@@ -58,32 +59,6 @@ pub(crate) enum Copy {
     Undelivered(Outcome, Reason, Option<Address>),
     /// To its device's own queue.
     Parked(Place),
-}
-
-/// What became of a command.
-#[derive(Debug, Clone)]
-pub(crate) struct Fate {
-    pub(crate) outcome: Outcome,
-    /// When that was known.
-    pub(crate) at: Moment,
-    /// Why, unless it was delivered.
-    pub(crate) reason: Reason,
-    /// What the device answered.
-    pub(crate) answer: Option<Box<[u8]>>,
-}
-
-impl Fate {
-    pub(crate) fn new(outcome: Outcome, reason: impl Into<Reason>) -> Self {
-        Self { outcome, at: Moment::now(), reason: reason.into(), answer: None }
-    }
-
-    pub(crate) fn delivered(outcome: Outcome, at: Moment) -> Self {
-        Self { outcome, at, reason: "".into(), answer: None }
-    }
-
-    pub(crate) fn answered(answer: &[u8], at: Moment) -> Self {
-        Self { answer: Some(answer.into()), ..Self::delivered(Outcome::Answered, at) }
-    }
 }
 
 #[derive(Serialize)]

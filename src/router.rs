@@ -7,9 +7,9 @@ use tokio::time::Instant;
 
 use crate::command::Outcome;
 use crate::device::{Devices, Offer, Session};
+use crate::fate::Fate;
 use crate::ledger::Known;
 use crate::order::Order;
-use crate::report::Fate;
 use crate::settlement::Settlement;
 
 /// Where an order went.

@@ -5,17 +5,13 @@
 
 use std::collections::VecDeque;
 use std::fmt::Display;
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::Poll;
 
 use futures_util::StreamExt;
-use futures_util::future::try_join_all;
 use futures_util::stream::FuturesOrdered;
-use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
+use lapin::options::ConfirmSelectOptions;
 use lapin::types::ShortString;
-use lapin::{BasicProperties, Channel, Confirmation, Event};
+use lapin::{BasicProperties, Channel, Event};
 use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -23,6 +19,7 @@ use tracing::{info, warn};
 use super::connection::Link;
 use super::message::PERSISTENT;
 use super::parked_queues::ParkedQueues;
+use super::publication::{Publication, Refusal, begin};
 use super::retry::Retry;
 use super::{BrokerError, Jobs, heartbeat, topology};
 use crate::clock::Moment;
@@ -80,16 +77,6 @@ impl Item {
     fn is_owed(&self) -> bool {
         self.settlement.as_ref().is_none_or(Settlement::is_live)
     }
-}
-
-#[derive(Debug, Clone, PartialEq)]
-struct Publication {
-    exchange: ShortString,
-    key: ShortString,
-    properties: BasicProperties,
-    body: Arc<[u8]>,
-    /// Whether it is an error that no queue takes it.
-    mandatory: bool,
 }
 
 impl Publisher {
@@ -175,7 +162,7 @@ impl Publisher {
                         error = link.lost() => Err(error),
                     };
                 }
-                confirms.push_back(begin(channel, &item).await);
+                confirms.push_back(begin(channel, &item.publications).await);
                 waiting.push_back(item);
             }
             if let Err(error) = begun {
@@ -208,7 +195,7 @@ impl Publisher {
                 }
                 _ = beat.tick(), if self.may_beat(confirms.len()) => {
                     let item = self.heartbeat(true);
-                    confirms.push_back(begin(channel, &item).await);
+                    confirms.push_back(begin(channel, &item.publications).await);
                     waiting.push_back(item);
                 }
                 () = work.notified(), if confirms.len() < CONFIRM_WINDOW => {}
@@ -405,63 +392,6 @@ impl Publisher {
             properties,
             body: origin.message.body.as_slice().into(),
             mandatory: true,
-        }
-    }
-}
-
-/// Why a publication has to be repeated.
-struct Refusal {
-    error: BrokerError,
-    /// A message the broker gave back because no queue takes it. lapin may hand it out with the
-    /// confirm of another publication, so it is published again by itself.
-    returned: Option<Publication>,
-}
-
-type Confirming = Pin<Box<dyn Future<Output = Result<(), Refusal>> + Send>>;
-
-/// Hands an item's publications to the connection, in order, before it returns; the future it gives
-/// ends when the broker has confirmed them all.
-async fn begin(channel: &Channel, item: &Item) -> Confirming {
-    let publications = item.publications.iter().cloned();
-    let all = try_join_all(publications.map(|publication| publish(channel.clone(), publication)));
-    let mut confirming: Confirming = Box::pin(async { all.await.map(|_| ()) });
-    match futures_util::poll!(&mut confirming) {
-        Poll::Ready(result) => Box::pin(std::future::ready(result)),
-        Poll::Pending => confirming,
-    }
-}
-
-async fn publish(channel: Channel, publication: Publication) -> Result<(), Refusal> {
-    let lost =
-        |source| Refusal { error: BrokerError::during("publishing")(source), returned: None };
-    let Publication { exchange, key, properties, body, mandatory } = publication;
-    let options = BasicPublishOptions { mandatory, immediate: false };
-    let refused = |said: &str, returned| Refusal {
-        error: BrokerError::Topology {
-            object: format!("exchange `{exchange}`"),
-            said: said.to_owned(),
-            advice: "bind a queue to it that takes every routing key and has room",
-        },
-        returned,
-    };
-    let confirm = channel
-        .basic_publish(exchange.clone(), key, options, &body, properties)
-        .await
-        .map_err(lost)?;
-    match confirm.await.map_err(lost)? {
-        Confirmation::Ack(None) | Confirmation::NotRequested => Ok(()),
-        Confirmation::Nack(_) => Err(refused("the broker could not take a message", None)),
-        Confirmation::Ack(Some(returned)) => {
-            let said = returned.reply_text.to_string();
-            let delivery = returned.delivery;
-            let returned = Publication {
-                exchange: delivery.exchange,
-                key: delivery.routing_key,
-                properties: delivery.properties,
-                body: delivery.data.into(),
-                mandatory: true,
-            };
-            Err(refused(&said, Some(returned)))
         }
     }
 }

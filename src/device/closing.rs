@@ -11,8 +11,8 @@ use super::proofs::Unproved;
 use super::session::Session;
 use super::{Devices, EndReason};
 use crate::command::Outcome;
+use crate::fate::Fate;
 use crate::order::{Facts, Order};
-use crate::report::Fate;
 
 /// What came of closing a session.
 struct Retired {

@@ -12,8 +12,8 @@ use super::answers::{Answers, LineIs, Rule};
 use super::tail::Tail;
 use crate::clock::Moment;
 use crate::command::{Confirm, Outcome};
+use crate::fate::Fate;
 use crate::order::{Facts, Order, Steps};
-use crate::report::Fate;
 
 /// What keeping a command in the tail costs besides its message, in bytes: its facts, properties and
 /// entries, measured roughly.

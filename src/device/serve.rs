@@ -20,9 +20,9 @@ use super::silence::{Due, Silence};
 use super::{Devices, EndReason};
 use crate::clock::{self, Moment};
 use crate::command::Outcome;
+use crate::fate::Fate;
 use crate::presence::Update;
 use crate::protocol::{Broken, Protocol};
-use crate::report::Fate;
 
 /// Bytes read from a device at a time, on the stack: most lines come in one read.
 const READ_BYTES: usize = 2048;

@@ -23,9 +23,9 @@ use super::transport::{Socket, Transport};
 use super::{Devices, EndReason, Rules, Tickets, receipt};
 use crate::clock::Moment;
 use crate::command::{Address, Confirm, IfOffline, Outcome, Reason};
+use crate::fate::Fate;
 use crate::order::Order;
 use crate::protocol::Wire;
-use crate::report::Fate;
 use crate::settlement::Settlement;
 
 /// Commands written since the kernel was last asked what it knows to be acknowledged: asking costs
