@@ -26,6 +26,7 @@ pub(crate) struct Now {
     uptime_s: u64,
     broker: Broker,
     ready: bool,
+    draining: bool,
     devices: i64,
     /// Commands that wait in lanes.
     lanes: i64,
@@ -98,8 +99,8 @@ impl Stats {
         }
     }
 
-    /// The bridge now; whether it is ready others know.
-    pub(crate) fn now(&self, ready: bool) -> Now {
+    /// The bridge now; whether it is ready, or about to end, others know.
+    pub(crate) fn now(&self, ready: bool, draining: bool) -> Now {
         let now = self.metrics.read();
         Now {
             bridge: self.run.bridge.to_string(),
@@ -112,6 +113,7 @@ impl Stats {
                 blocked: now.blocked,
             },
             ready,
+            draining,
             devices: now.devices,
             lanes: now.lanes,
             unsettled: now.unsettled,
@@ -121,9 +123,11 @@ impl Stats {
         }
     }
 
-    /// The last hour.
-    pub(crate) fn history(&self) -> History {
-        let samples = self.lock().samples.iter().cloned().collect();
+    /// The last hour, as far as it came after `after_ms`.
+    pub(crate) fn history(&self, after_ms: u64) -> History {
+        let past = self.lock();
+        let later = past.samples.iter().filter(|sample| sample.at_ms > after_ms);
+        let samples = later.cloned().collect();
         History { every_s: EVERY.as_secs(), samples }
     }
 
@@ -187,7 +191,7 @@ mod tests {
         stats.metrics.command(Outcome::Offline);
         stats.metrics.command(Outcome::Offline);
         sample(&stats, 10_000);
-        let told = serde_json::to_value(stats.history()).expect("JSON");
+        let told = serde_json::to_value(stats.history(0)).expect("JSON");
         let [first, second] = told["samples"].as_array().expect("a list").as_slice() else {
             panic!("{told}");
         };
@@ -196,7 +200,7 @@ mod tests {
         assert!((8.0..8.6).contains(&p99) && first["consumer"] == true, "{first}");
         assert_eq!(second["outcomes"], serde_json::json!({"offline": 2}));
         assert_eq!((&second["p50_ms"], &second["devices"]), (&serde_json::Value::Null, &7.into()));
-        let now = serde_json::to_value(stats.now(true)).expect("JSON");
+        let now = serde_json::to_value(stats.now(true, false)).expect("JSON");
         assert_eq!(
             (&now["outcomes"]["offline"], &now["outcomes"]["parked"]),
             (&2.into(), &0.into())
@@ -207,7 +211,8 @@ mod tests {
     fn the_last_hour_is_kept() {
         let stats = stats();
         (0..SAMPLES_MAX as u64 + 3).for_each(|at_ms| sample(&stats, at_ms));
-        let history = stats.history();
+        let history = stats.history(0);
         assert_eq!((history.samples.len(), history.samples[0].at_ms), (SAMPLES_MAX, 3));
+        assert_eq!(stats.history(SAMPLES_MAX as u64).samples.len(), 2, "what came later");
     }
 }

@@ -12,6 +12,8 @@ use super::HttpState;
 #[derive(Deserialize)]
 pub(super) struct Wanted {
     history: Option<String>,
+    /// Of the history only what came after this, in ms since 1970, for those who have the rest.
+    after: Option<u64>,
 }
 
 pub(super) async fn stats(
@@ -19,9 +21,10 @@ pub(super) async fn stats(
     Query(wanted): Query<Wanted>,
 ) -> Response {
     if wanted.history.is_some() {
-        return Json(state.stats.history()).into_response();
+        return Json(state.stats.history(wanted.after.unwrap_or_default())).into_response();
     }
     let is_set = |flag: &std::sync::atomic::AtomicBool| flag.load(Ordering::Relaxed);
-    let ready = is_set(&state.consuming) && !is_set(&state.draining);
-    Json(state.stats.now(ready)).into_response()
+    let draining = is_set(&state.draining);
+    let ready = is_set(&state.consuming) && !draining;
+    Json(state.stats.now(ready, draining)).into_response()
 }
