@@ -8,6 +8,7 @@
 mod access;
 mod commands;
 mod connections;
+mod console;
 mod devices;
 mod events;
 mod explain;
@@ -62,7 +63,7 @@ pub(crate) struct HttpState {
     pub(crate) needs_token: bool,
 }
 
-/// Everything but probes and `/message`, which has a state of its own.
+/// Everything but probes, the console's files, and `/message`, which has a state of its own.
 fn routes() -> Vec<Route> {
     vec![
         Route::open("/openapi.json").get(openapi::openapi),
@@ -91,6 +92,7 @@ pub(crate) async fn serve(
     with_probes: bool,
 ) {
     let mut routes = routes();
+    routes.extend(console::routes());
     if with_probes {
         routes.extend(probes::routes());
     }
