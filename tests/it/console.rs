@@ -175,7 +175,11 @@ fn what_was_not_delivered_is_tried_again_or_deleted_after_a_question() {
 #[test]
 fn the_console_says_when_the_broker_or_the_bridge_is_away_and_recovers() {
     let mut scene = Scene::alone("console-away");
-    let setup = scene.setup().set("HTTP_LISTEN", format!("127.0.0.1:{}", free_port()));
+    let setup = scene
+        .setup()
+        .set("HTTP_LISTEN", format!("127.0.0.1:{}", free_port()))
+        .set("COMMAND_TIMEOUT", "1m")
+        .set("SHUTDOWN_GRACE", "1m");
     let bridge = setup.start();
     let _device = bridge.device("127.0.0.2");
     let browser = Browser::start();
@@ -198,7 +202,15 @@ fn the_console_says_when_the_broker_or_the_bridge_is_away_and_recovers() {
     bridge.program.signal("CONT");
     browser.until("the bridge is found again", "document.body.dataset.link === 'live'");
 
-    drop(bridge);
+    // It cannot end before this is answered.
+    let mut device = bridge.device("127.0.0.4");
+    let asked = json!({"address": "127.0.0.4", "cmd": "STATE?", "confirm": "answered"});
+    scene.publish(&asked);
+    assert_eq!(device.line(), "STATE?\r\n");
+    bridge.program.signal("TERM");
+    browser.until_says("#state", "The bridge drains");
+    device.send(b"OPEN\r\n");
+    assert_eq!(bridge.program.finish().code, Some(0));
     browser.until_says("#state", "cannot be reached");
     let bridge = setup.start();
     assert_eq!(bridge.http, http);

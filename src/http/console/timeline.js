@@ -29,19 +29,19 @@ export function timeline(command) {
   return h("ol", { class: "steps", "aria-label": "Steps" }, steps);
 }
 
-/** A command: what was said to whom, its outcome, its way, and what was asked. */
-export function commandItem(command, { withAddress = false } = {}) {
+/** A command of one device: what was said, its outcome, its way, and what was asked. */
+export function commandItem(command) {
   const asked = [
     `confirm ${command.confirm}`,
     `if offline ${command.if_offline}`,
     command.once && "once",
     command.redelivered && "delivered again by the broker",
     command.from_parking && "was parked",
+    command.trace && `trace ${command.trace}`,
   ].filter(Boolean).join(", ");
   return h("li", { class: "command" },
     h("div", { class: "row" },
       badge(words.outcome(command.outcome)),
-      withAddress && h("a", { class: "mono", href: `#/devices/${encodeURIComponent(command.address)}` }, command.address),
       h("code", { class: "line" }, command.line)),
     timeline(command),
     h("p", { class: "quiet small-text" }, h("span", { class: "mono" }, command.id), ` – ${asked}`));
