@@ -29,6 +29,15 @@ export function put(element, ...children) {
   element.replaceChildren(...shown(children));
 }
 
+/** Has these elements in an element, and the focus where it was: what stays is not touched if it can be helped. */
+export function arrange(element, children) {
+  const are = [...element.children];
+  if (are.length === children.length && are.every((child, index) => child === children[index])) return;
+  const focused = document.activeElement;
+  element.replaceChildren(...children);
+  if (element.contains(focused)) focused.focus();
+}
+
 /** Sets a text only if it differs: what is read aloud is not read again, and a selection stays. */
 export function say(element, text) {
   if (element.textContent !== text) element.textContent = text;

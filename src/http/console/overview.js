@@ -2,7 +2,7 @@
 
 import { ask } from "./api.js";
 import { Chart } from "./chart.js";
-import { badge, h, put, say } from "./dom.js";
+import { arrange, badge, h, put, say } from "./dom.js";
 import { clock, count, duration, short } from "./format.js";
 import { HOUR_MS, total } from "./stats.js";
 import { timeline } from "./timeline.js";
@@ -197,12 +197,7 @@ export class OverviewView {
     });
     this.#items = new Map(items);
     const elements = items.map(([, item]) => item.element);
-    // What is open or has the focus stays as it is.
-    if (elements.some((element, index) => this.#commands.children[index] !== element) || elements.length !== this.#commands.children.length) {
-      const focused = elements.find((element) => element.contains(document.activeElement))?.querySelector(":focus");
-      put(this.#commands, elements.length > 0 ? elements : h("li", { class: "quiet" }, "None yet."));
-      focused?.focus();
-    }
+    arrange(this.#commands, elements.length > 0 ? elements : [h("li", { class: "quiet" }, "None yet.")]);
   }
 }
 

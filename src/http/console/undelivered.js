@@ -1,7 +1,7 @@
 // The commands that were not delivered: why, and what to do about each.
 
 import { ask } from "./api.js";
-import { announce, badge, byId, confirmed, h, put, say } from "./dom.js";
+import { announce, arrange, badge, byId, confirmed, h, say } from "./dom.js";
 import { clock, count, plural } from "./format.js";
 import { mayAct } from "./session.js";
 import * as words from "./words.js";
@@ -15,8 +15,11 @@ export class UndeliveredView {
   #seen;
   #run;
   #isLooking = false;
+  #isOld = false;
   #told;
   #list;
+  /** By the keys of messages. */
+  #items = new Map();
 
   constructor({ stats }) {
     this.#stats = stats;
@@ -58,17 +61,22 @@ export class UndeliveredView {
   }
 
   async #look() {
+    // What began to be listed before may be old already.
+    this.#isOld = this.#isLooking;
     if (this.#isLooking) return;
     this.#isLooking = true;
     try {
       const { total, messages } = await ask(`/undelivered?limit=${LIMIT}`);
       say(this.#told, sentence(total, messages.length));
-      put(this.#list, messages.map((message) => this.#item(message)));
+      // A message never changes: what is there stays, and with it the focus and what is open.
+      this.#items = new Map(messages.map((message) => [message.key, this.#items.get(message.key) ?? this.#item(message)]));
+      arrange(this.#list, [...this.#items.values()]);
     } catch (error) {
       say(this.#told, `They cannot be listed: ${error.message}.`);
     } finally {
       this.#isLooking = false;
     }
+    if (this.#isOld) await this.#look();
   }
 
   #item(message) {
@@ -91,23 +99,24 @@ export class UndeliveredView {
   }
 
   async #retry(message, item) {
-    await this.#act(item, `/undelivered/${message.key}/retry`, "POST", `The command to ${message.address ?? "–"} is in the queue again.`);
+    await this.#act(message, item, "POST", "/retry", `The command to ${message.address ?? "–"} is in the queue again.`);
   }
 
   async #remove(message, item) {
     const detail = `${message.address ?? ""}  ${typeof message.cmd === "string" ? message.cmd : JSON.stringify(message.cmd ?? "")}`;
     if (!(await confirmed("Delete this command for good?", { detail, action: "Delete" }))) return;
-    await this.#act(item, `/undelivered/${message.key}`, "DELETE", `The command to ${message.address ?? "–"} is deleted.`);
+    await this.#act(message, item, "DELETE", "", `The command to ${message.address ?? "–"} is deleted.`);
   }
 
-  async #act(item, path, method, done) {
+  async #act({ key }, item, method, what, done) {
     const buttons = [...item.querySelectorAll("button")];
     buttons.forEach((button) => { button.disabled = true; });
     try {
-      await ask(path, { method });
+      await ask(`/undelivered/${key}${what}`, { method });
       // The focus goes to what comes next, not to the top of the page.
       (item.nextElementSibling ?? item.previousElementSibling ?? this.element.querySelector("button")).focus();
       item.remove();
+      this.#items.delete(key);
       announce(done);
     } catch (error) {
       announce(`It stays: ${error.message}.`);
