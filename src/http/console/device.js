@@ -21,6 +21,7 @@ export class DeviceView {
   #address;
   #history;
   #problem;
+  #drawn;
   #last;
   #gone = new AbortController();
   #soon;
@@ -121,6 +122,10 @@ export class DeviceView {
     this.#drawFacts();
     this.#drawLast();
     const { commands = [], connections = [] } = this.#history ?? {};
+    // What has not changed is not touched: somebody may be about to copy it.
+    const drawn = JSON.stringify([this.#address, commands, connections, this.#problem, Boolean(this.#history)]);
+    if (this.#drawn === drawn) return;
+    this.#drawn = drawn;
     put(this.#commands, commands.length === 0
       ? h("li", { class: "quiet" }, this.#history ? "None is remembered." : (this.#problem ?? "Loading …"))
       : commands.map((command) => commandItem(command)));
