@@ -212,7 +212,7 @@ impl Bridge {
         };
         let mut stream = TcpStream::connect(address)?;
         stream.set_read_timeout(Some(START_LIMIT))?;
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\r\n")?;
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;
         let status =
