@@ -70,14 +70,13 @@ impl Consumer {
             () = drain.cancelled() => return Ok(()),
             link = opening => link?,
         };
+        let both = async {
+            tokio::try_join!(self.consume(&link, drain), drain::run(&link, &self.intake, drain))
+        };
         let result = tokio::select! {
             () = give_up.cancelled() => Ok(()),
-            result = self.consume(&link, drain) => result,
+            result = both => result.map(|_| ()),
             error = link.lost() => Err(error),
-            result = drain::run(&link, &self.intake) => match result {
-                Ok(never) => match never {},
-                Err(error) => Err(error),
-            },
         };
         self.up(false);
         self.intake.router.drop_unwanted();

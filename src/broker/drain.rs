@@ -6,7 +6,6 @@
 //! settled goes back to where it was when the channel closes, and nothing changes its place.
 
 use std::collections::VecDeque;
-use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,6 +17,7 @@ use lapin::options::{BasicAckOptions, BasicGetOptions, BasicNackOptions, QueueDe
 use lapin::types::FieldTable;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use super::BrokerError;
@@ -43,8 +43,13 @@ const RECENT_MAX: usize = 2 * IN_HAND_MAX;
 /// the hands of a connection that is lost.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
-/// Fetches for as long as the connection lasts.
-pub(super) async fn run(link: &Link, intake: &Intake) -> Result<Infallible, BrokerError> {
+/// Fetches for as long as the connection lasts, or until `stop`; then ends when what is in hand is
+/// settled and the broker has been told.
+pub(super) async fn run(
+    link: &Link,
+    intake: &Intake,
+    stop: &CancellationToken,
+) -> Result<(), BrokerError> {
     let devices = intake.devices();
     let parking = &devices.parking;
     for address in parking.restart() {
@@ -55,8 +60,9 @@ pub(super) async fn run(link: &Link, intake: &Intake) -> Result<Infallible, Brok
         tokio::select! {
             biased;
             Some(done) = running.next(), if !running.is_empty() => done?,
-            work = parking.next_work(), if running.len() < DEVICES_AT_A_TIME => {
-                running.push(work_on(link, intake, work));
+            () = stop.cancelled(), if running.is_empty() => return Ok(()),
+            work = parking.next_work(), if running.len() < DEVICES_AT_A_TIME && !stop.is_cancelled() => {
+                running.push(work_on(link, intake, stop, work));
             }
         }
     }
@@ -87,9 +93,14 @@ pub(super) async fn look(link: &Link, intake: &Intake) -> Result<(), BrokerError
     Ok(())
 }
 
-async fn work_on(link: &Link, intake: &Intake, work: Work) -> Result<(), BrokerError> {
+async fn work_on(
+    link: &Link,
+    intake: &Intake,
+    stop: &CancellationToken,
+    work: Work,
+) -> Result<(), BrokerError> {
     match work {
-        Work::Fetch(address) => fetch(link, intake, address).await,
+        Work::Fetch(address) => fetch(link, intake, stop, address).await,
         Work::Count(address) => {
             let queue = intake.settings.mq.parked_queue(&address);
             if let Some(count) = count(link, &queue).await? {
@@ -115,15 +126,20 @@ async fn count(link: &Link, queue: &str) -> Result<Option<usize>, BrokerError> {
     }
 }
 
-/// Fetches for one device until the broker has nothing more or the device is gone.
-async fn fetch(link: &Link, intake: &Intake, address: Address) -> Result<(), BrokerError> {
+/// Fetches for one device until the broker has nothing more, the device is gone, or `stop`.
+async fn fetch(
+    link: &Link,
+    intake: &Intake,
+    stop: &CancellationToken,
+    address: Address,
+) -> Result<(), BrokerError> {
     let devices = intake.devices();
     let finished = match devices.registry.find(&address) {
-        Some(session) => fetch_for(link, intake, &address, &session).await?,
+        Some(session) => fetch_for(link, intake, stop, &address, &session).await?,
         None => false,
     };
     if !finished {
-        devices.parking.until_landed(&address).await;
+        stop.run_until_cancelled(devices.parking.until_landed(&address)).await;
         devices.parking.interrupted(&address);
         devices.parking.look_again(&address, devices.is_connected(&address));
     }
@@ -134,6 +150,7 @@ async fn fetch(link: &Link, intake: &Intake, address: Address) -> Result<(), Bro
 async fn fetch_for(
     link: &Link,
     intake: &Intake,
+    stop: &CancellationToken,
     address: &Address,
     session: &Arc<Session>,
 ) -> Result<bool, BrokerError> {
@@ -143,7 +160,7 @@ async fn fetch_for(
     }
     let queue = intake.settings.mq.parked_queue(address);
     let channel = link.channel().await?;
-    let fetched = Hand::new(intake, &channel, address).fetch_all(&queue, session).await?;
+    let fetched = Hand::new(intake, &channel, address).fetch_all(&queue, session, stop).await?;
     // What was not settled goes back to its place, before anyone fetches again. A channel that the
     // broker has closed, because the queue is gone, holds nothing.
     if channel.status().connected() {
@@ -188,9 +205,14 @@ impl<'a> Hand<'a> {
     }
 
     /// Fetches until the broker has nothing more, which is true, or one was given back.
-    async fn fetch_all(mut self, queue: &str, session: &Arc<Session>) -> Result<bool, BrokerError> {
+    async fn fetch_all(
+        mut self,
+        queue: &str,
+        session: &Arc<Session>,
+        stop: &CancellationToken,
+    ) -> Result<bool, BrokerError> {
         let devices = self.intake.devices();
-        while !self.returned {
+        while !self.returned && !stop.is_cancelled() {
             while let Ok(verdict) = self.settled.try_recv() {
                 self.settle(verdict).await?;
             }
@@ -217,7 +239,9 @@ impl<'a> Hand<'a> {
                 Ok(None) if !self.open.is_empty() => self.wait().await?,
                 Ok(None) if session.finish_parked(devices) => return Ok(true),
                 Ok(None) if session.is_closed() => return Ok(false),
-                Ok(None) => devices.parking.until_landed(self.address).await,
+                Ok(None) => {
+                    stop.run_until_cancelled(devices.parking.until_landed(self.address)).await;
+                }
                 Err(error) if topology::code(&error) == Some(NOT_FOUND) => {
                     return Ok(session.finish_parked(devices));
                 }

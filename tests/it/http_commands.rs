@@ -152,6 +152,8 @@ fn without_a_broker_it_says_so_and_with_one_again_it_goes_on() {
     thread::scope(|scope| {
         let waiting = scope.spawn(|| post(&bridge, "?wait=60s", &parked));
         bridge.until_metric("rabbitline_commands_total{outcome=\"parked\"}", |count| count == 1.0);
+        // The broker has confirmed the command by then.
+        scene.until_drained(&bridge);
         scene.broker.kill();
         let told = waiting.join().expect("an answer");
         assert_eq!(told.status, 202, "{told:?}");

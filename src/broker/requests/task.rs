@@ -79,7 +79,8 @@ impl Requester {
         let mut retry = Retry::of("requests");
         while let Err(error) = self.attempt(&mut next, &stop).await {
             self.waiters.lost(&error.to_string());
-            let refuse = |request: Request| refuse(request, Refusal::Away(error.to_string()));
+            let why = format!("the broker is away: {error}");
+            let refuse = |request: Request| refuse(request, Refusal::Away(why.clone()));
             next.take().into_iter().for_each(refuse);
             let waiting = retry.wait(&error, &stop);
             tokio::pin!(waiting);
