@@ -5,20 +5,43 @@ use std::time::Duration;
 
 use futures_util::{FutureExt, Stream, StreamExt};
 use lapin::options::{
-    BasicConsumeOptions, BasicPublishOptions, ConfirmSelectOptions, QueueBindOptions,
-    QueueDeclareOptions,
+    BasicConsumeOptions, BasicPublishOptions, QueueBindOptions, QueueDeclareOptions,
 };
 use lapin::types::{FieldTable, ShortString};
-use lapin::{BasicProperties, Confirmation};
+use lapin::{BasicProperties, Channel, Confirmation, Consumer};
 use tokio::time::{Instant, timeout_at};
 
 use super::BrokerError;
 use super::connection::Link;
+use super::message::PERSISTENT;
 use crate::clock::Moment;
 use crate::settings::Settings;
 
 /// RabbitMQ's pseudo-queue for replies that need no queue of their own.
 pub(super) const DIRECT_REPLY_TO: &str = "amq.rabbitmq.reply-to";
+
+/// A channel that confirms, and the receipts of what is published on it.
+pub(super) async fn with_receipts(link: &Link) -> Result<(Channel, Consumer), BrokerError> {
+    let channel = link.confirming_channel().await?;
+    // Replies come to the channel that published, without acknowledgement.
+    let options =
+        BasicConsumeOptions { no_local: false, no_ack: true, exclusive: false, nowait: false };
+    let consuming = channel
+        .basic_consume(DIRECT_REPLY_TO.into(), "".into(), options, FieldTable::default())
+        .await;
+    let receipts = consuming.map_err(BrokerError::during("waiting for receipts"))?;
+    Ok((channel, receipts))
+}
+
+/// A queue for events, which ends with its connection, or sooner with its consumer.
+pub(super) async fn private_queue(
+    channel: &Channel,
+    arguments: FieldTable,
+) -> Result<ShortString, BrokerError> {
+    let options = QueueDeclareOptions { auto_delete: true, ..QueueDeclareOptions::exclusive() };
+    let declared = channel.queue_declare(ShortString::default(), options, arguments).await;
+    Ok(declared.map_err(BrokerError::during("declaring a queue for events"))?.name().clone())
+}
 
 /// Publishes `body` as a backend would and gives each of its receipts to `receipt`, until that says
 /// that it waits for no more. False if that was not so within `limit`.
@@ -30,19 +53,10 @@ pub async fn send(
 ) -> Result<bool, BrokerError> {
     let mq = &settings.mq;
     let link = Link::open(mq, "send", "publisher").await?;
-    let channel = link.channel().await?;
-    // Replies come to the channel that published, without acknowledgement.
-    let options =
-        BasicConsumeOptions { no_local: false, no_ack: true, exclusive: false, nowait: false };
-    let consuming = channel
-        .basic_consume(DIRECT_REPLY_TO.into(), "".into(), options, FieldTable::default())
-        .await;
-    let mut replies = consuming.map_err(BrokerError::during("waiting for a receipt"))?;
-    let select = channel.confirm_select(ConfirmSelectOptions { nowait: false }).await;
-    select.map_err(BrokerError::during("asking for publisher confirms"))?;
+    let (channel, mut replies) = with_receipts(&link).await?;
     let properties = BasicProperties::default()
         .with_content_type("application/json".into())
-        .with_delivery_mode(2)
+        .with_delivery_mode(PERSISTENT)
         .with_timestamp(Moment::now().wall_ms / 1000)
         .with_reply_to(DIRECT_REPLY_TO.into());
     let options = BasicPublishOptions { mandatory: true, immediate: false };
@@ -88,16 +102,7 @@ pub async fn watch(
 ) -> Result<impl Stream<Item = Result<Vec<u8>, BrokerError>> + use<>, BrokerError> {
     let link = Link::open(&settings.mq, "watch", "consumer").await?;
     let channel = link.channel().await?;
-    let exclusive = QueueDeclareOptions {
-        passive: false,
-        durable: false,
-        exclusive: true,
-        auto_delete: true,
-        nowait: false,
-    };
-    let queue =
-        channel.queue_declare(ShortString::default(), exclusive, FieldTable::default()).await;
-    let queue = queue.map_err(BrokerError::during("declaring a queue for events"))?.name().clone();
+    let queue = private_queue(&channel, FieldTable::default()).await?;
     let exchange = settings.mq.events_exchange.as_str();
     let bound = channel
         .queue_bind(

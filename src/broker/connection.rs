@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use async_compat::CompatExt;
 use futures_util::{Stream, StreamExt};
+use lapin::options::ConfirmSelectOptions;
 use lapin::tcp::OwnedTLSConfig;
 use lapin::uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo};
 use lapin::{AsyncTcpStream, Channel, Connection, ConnectionProperties, ErrorKind, Event};
@@ -81,6 +82,14 @@ impl Link {
     /// A new channel on it.
     pub(super) async fn channel(&self) -> Result<Channel, BrokerError> {
         self.connection.create_channel().await.map_err(BrokerError::during("opening a channel"))
+    }
+
+    /// A new channel on it, on which the broker confirms what is published.
+    pub(super) async fn confirming_channel(&self) -> Result<Channel, BrokerError> {
+        let channel = self.channel().await?;
+        let confirm = channel.confirm_select(ConfirmSelectOptions { nowait: false }).await;
+        confirm.map_err(BrokerError::during("asking for publisher confirms"))?;
+        Ok(channel)
     }
 
     /// What happens to the connection as a whole.

@@ -105,10 +105,8 @@ impl Message {
     }
 
     pub(super) fn stamps(&self) -> Stamps<'_> {
-        let headers = self.properties.headers().as_ref();
-        let header = headers.and_then(|headers| headers.inner().get(TIMESTAMP_MS_HEADER));
         Stamps {
-            timestamp_ms: header.and_then(whole_number),
+            timestamp_ms: self.header(TIMESTAMP_MS_HEADER).and_then(whole_number),
             timestamp_s: *self.properties.timestamp(),
             expiration: self.properties.expiration().as_ref().map(ShortString::as_str),
             has_id: self.message_id().is_some(),
@@ -134,8 +132,7 @@ impl Message {
 
     /// What ties it to a trace, as W3C Trace Context writes it.
     pub(crate) fn trace(&self) -> Option<&str> {
-        let headers = self.properties.headers().as_ref()?;
-        let value = headers.inner().get(TRACE_HEADER)?;
+        let value = self.header(TRACE_HEADER)?;
         let trace = if let AMQPValue::LongString(text) = value {
             std::str::from_utf8(text.as_bytes()).ok()?
         } else if let AMQPValue::ShortString(text) = value {
@@ -273,9 +270,7 @@ impl Message {
 
     /// The properties of the message when it is tried again: as a new one's.
     pub(super) fn properties_again(&self, id: &str, now_ms: u64) -> BasicProperties {
-        let mut headers = self.headers(&NOT_AGAIN);
-        let stamp = i64::try_from(now_ms).unwrap_or(i64::MAX);
-        headers.insert(TIMESTAMP_MS_HEADER.into(), AMQPValue::LongLongInt(stamp));
+        let headers = stamped(self.headers(&NOT_AGAIN), now_ms);
         let properties = self.with_headers(headers).with_timestamp(now_ms / 1000);
         let properties = properties.with_delivery_mode(PERSISTENT);
         match self.message_id() {
@@ -327,6 +322,13 @@ impl Message {
 
 /// `delivery_mode` of a message that survives a restart of the broker in a durable queue.
 pub(super) const PERSISTENT: u8 = 2;
+
+/// `headers` with the time of publication to the millisecond, which `timestamp` cannot say.
+pub(super) fn stamped(mut headers: FieldTable, now_ms: u64) -> FieldTable {
+    let stamp = i64::try_from(now_ms).unwrap_or(i64::MAX);
+    headers.insert(TIMESTAMP_MS_HEADER.into(), AMQPValue::LongLongInt(stamp));
+    headers
+}
 
 fn long(text: &str) -> AMQPValue {
     AMQPValue::LongString(LongString::from(text))

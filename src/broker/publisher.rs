@@ -9,7 +9,6 @@ use std::sync::Arc;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesOrdered;
-use lapin::options::ConfirmSelectOptions;
 use lapin::types::ShortString;
 use lapin::{BasicProperties, Channel, Event};
 use tokio::sync::{Notify, oneshot};
@@ -131,10 +130,7 @@ impl Publisher {
     /// A channel that confirms, once what is published to is there.
     async fn prepare(&self, link: &Link) -> Result<Channel, BrokerError> {
         topology::prepare_publisher(link, &self.settings).await?;
-        let channel = link.channel().await?;
-        let confirm = channel.confirm_select(ConfirmSelectOptions { nowait: false }).await;
-        confirm.map_err(BrokerError::during("asking for publisher confirms"))?;
-        Ok(channel)
+        link.confirming_channel().await
     }
 
     /// Publishes on one channel until `finish` and all is confirmed, or the channel is lost.

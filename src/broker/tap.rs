@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
+use lapin::options::BasicPublishOptions;
 use lapin::types::ShortString;
 use lapin::{BasicProperties, Channel, Confirmation};
 use tokio::sync::watch;
@@ -94,9 +94,7 @@ impl Tap {
 
     async fn attempt(&self, link: &Link) -> Result<Infallible, BrokerError> {
         topology::prepare_tap(link, &self.settings).await?;
-        let probes = link.channel().await?;
-        let confirm = probes.confirm_select(ConfirmSelectOptions { nowait: false }).await;
-        confirm.map_err(BrokerError::during("asking for publisher confirms"))?;
+        let probes = link.confirming_channel().await?;
         let events = link.channel().await?;
         let (tell, wanted) = watch::channel(Kinds::default());
         tokio::select! {

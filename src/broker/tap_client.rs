@@ -4,14 +4,14 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use lapin::options::{
-    BasicAckOptions, BasicConsumeOptions, BasicQosOptions, QueueBindOptions, QueueDeclareOptions,
-    QueuePurgeOptions,
+    BasicAckOptions, BasicConsumeOptions, BasicQosOptions, QueueBindOptions, QueuePurgeOptions,
 };
 use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
 use lapin::{Channel, Consumer};
 use tokio::time::{interval, sleep};
 
 use super::BrokerError;
+use super::client::private_queue;
 use super::connection::Link;
 use super::tap::{MISSED, PROBE};
 use crate::settings::Settings;
@@ -51,18 +51,15 @@ impl Tapped {
     ) -> Result<Self, BrokerError> {
         let link = Link::open(&settings.mq, "tap", "consumer").await?;
         let channel = link.channel().await?;
-        let overflow =
-            declare(&channel, &[("x-max-length", AMQPValue::LongInt(OVERFLOW_MAX))]).await?;
+        let mut arguments = FieldTable::default();
+        arguments.insert("x-max-length".into(), AMQPValue::LongInt(OVERFLOW_MAX));
+        let overflow = private_queue(&channel, arguments).await?;
         let long = |text: &str| AMQPValue::LongString(LongString::from(text));
-        let queue = declare(
-            &channel,
-            &[
-                ("x-max-length", AMQPValue::LongInt(WAITING_MAX)),
-                ("x-dead-letter-exchange", long("")),
-                ("x-dead-letter-routing-key", long(overflow.as_str())),
-            ],
-        )
-        .await?;
+        let mut arguments = FieldTable::default();
+        arguments.insert("x-max-length".into(), AMQPValue::LongInt(WAITING_MAX));
+        arguments.insert("x-dead-letter-exchange".into(), long(""));
+        arguments.insert("x-dead-letter-routing-key".into(), long(overflow.as_str()));
+        let queue = private_queue(&channel, arguments).await?;
         let exchange = settings.mq.tap_exchange.as_str();
         let events = kinds.iter().map(|kind| match prefix {
             Some(prefix) => format!("{kind}.{prefix}.#"),
@@ -142,18 +139,4 @@ impl Tapped {
             }
         }
     }
-}
-
-/// A queue that ends with its connection.
-async fn declare(
-    channel: &Channel,
-    arguments: &[(&str, AMQPValue)],
-) -> Result<ShortString, BrokerError> {
-    let mut table = FieldTable::default();
-    for (name, value) in arguments {
-        table.insert((*name).into(), value.clone());
-    }
-    let declared = channel.queue_declare("".into(), QueueDeclareOptions::exclusive(), table).await;
-    let queue = declared.map_err(BrokerError::during("declaring a queue for events"))?;
-    Ok(queue.name().clone())
 }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lapin::message::BasicGetMessage;
-use lapin::options::{BasicAckOptions, BasicGetOptions, BasicPublishOptions, ConfirmSelectOptions};
+use lapin::options::{BasicAckOptions, BasicGetOptions, BasicPublishOptions};
 use lapin::{BasicProperties, Channel, Confirmation};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
@@ -175,9 +175,7 @@ impl Undelivered {
         properties: BasicProperties,
     ) -> Result<(), BrokerError> {
         // One publication to a channel: so it is this one that a confirm, or a return, is about.
-        let channel = link.channel().await?;
-        let select = channel.confirm_select(ConfirmSelectOptions { nowait: false }).await;
-        select.map_err(BrokerError::during("asking for publisher confirms"))?;
+        let channel = link.confirming_channel().await?;
         let options = BasicPublishOptions { mandatory: true, immediate: false };
         let publishing =
             channel.basic_publish(exchange.into(), key.into(), options, body, properties);

@@ -10,17 +10,17 @@ use std::task::Poll;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use lapin::message::Delivery;
-use lapin::options::{BasicConsumeOptions, BasicPublishOptions, ConfirmSelectOptions};
-use lapin::types::{AMQPValue, FieldTable, ShortString};
-use lapin::{BasicProperties, Channel, Confirmation, Consumer, Event};
+use lapin::options::BasicPublishOptions;
+use lapin::types::{FieldTable, ShortString};
+use lapin::{BasicProperties, Channel, Confirmation, Event};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::super::BrokerError;
-use super::super::client::{DIRECT_REPLY_TO, unpublished};
+use super::super::client::{DIRECT_REPLY_TO, unpublished, with_receipts};
 use super::super::connection::Link;
 use super::super::decode::Defaults;
-use super::super::message::{PERSISTENT, TIMESTAMP_MS_HEADER};
+use super::super::message::{PERSISTENT, stamped};
 use super::super::retry::Retry;
 use super::{CLOSED, CONFIRM_LIMIT, REQUESTS_MAX, Refusal, Request, Requests, Waiters};
 use crate::clock::Moment;
@@ -120,7 +120,7 @@ impl Requester {
         stop: &CancellationToken,
     ) -> Result<(), BrokerError> {
         let mut events = link.events();
-        let (channel, mut replies) = prepare(link).await?;
+        let (channel, mut replies) = with_receipts(link).await?;
         let mut confirms = FuturesUnordered::new();
         loop {
             confirms.extend(next.take().and_then(|request| self.begin(&channel, request)));
@@ -238,31 +238,14 @@ impl Requester {
     }
 }
 
-/// A channel that confirms, and the receipts of what is published on it.
-async fn prepare(link: &Link) -> Result<(Channel, Consumer), BrokerError> {
-    let channel = link.channel().await?;
-    let options =
-        BasicConsumeOptions { no_local: false, no_ack: true, exclusive: false, nowait: false };
-    let consuming = channel
-        .basic_consume(DIRECT_REPLY_TO.into(), "".into(), options, FieldTable::default())
-        .await;
-    let replies = consuming.map_err(BrokerError::during("waiting for receipts"))?;
-    let confirm = channel.confirm_select(ConfirmSelectOptions { nowait: false }).await;
-    confirm.map_err(BrokerError::during("asking for publisher confirms"))?;
-    Ok((channel, replies))
-}
-
 /// What the message of a request says besides its body.
 fn properties(request: &Request) -> BasicProperties {
     let now_ms = Moment::now().wall_ms;
-    let mut headers = FieldTable::default();
-    let stamp = i64::try_from(now_ms).unwrap_or(i64::MAX);
-    headers.insert(TIMESTAMP_MS_HEADER.into(), AMQPValue::LongLongInt(stamp));
     let mut properties = BasicProperties::default()
         .with_content_type("application/json".into())
         .with_delivery_mode(PERSISTENT)
         .with_timestamp(now_ms / 1000)
-        .with_headers(headers)
+        .with_headers(stamped(FieldTable::default(), now_ms))
         .with_correlation_id(request.number.to_string().into());
     if let Some(id) = &request.made_id {
         properties = properties.with_message_id(id.as_str().into());
