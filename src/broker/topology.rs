@@ -58,10 +58,7 @@ pub(super) async fn prepare_publisher(link: &Link, settings: &Settings) -> Resul
 /// event it is to have.
 pub(super) async fn prepare_collector(link: &Link, settings: &Settings) -> Result<(), BrokerError> {
     let (mq, record) = (&settings.mq, &settings.record);
-    let events = exchange(link, &mq.events_exchange, ExchangeKind::Topic, Missing::Declare).await?;
-    if events == Found::Existing {
-        hold_to_topic(link, &mq.events_exchange, EVENTS_ADVICE).await?;
-    }
+    let events = topic_exchange(link, &mq.events_exchange, Missing::Declare, EVENTS_ADVICE).await?;
     let queue = queue(link, &record.queue, mq.queue_type, Missing::Declare).await?;
     let both_existed = events == Found::Existing && queue == Found::Existing;
     let kinds = [
@@ -78,12 +75,9 @@ pub(super) async fn prepare_collector(link: &Link, settings: &Settings) -> Resul
 
 /// Sees to the exchange that is tapped.
 pub(super) async fn prepare_tap(link: &Link, settings: &Settings) -> Result<(), BrokerError> {
+    let advice = "set MQ_TAP_EXCHANGE to a topic exchange, or delete this one and let the bridge declare it again";
     let name = &settings.mq.tap_exchange;
-    if exchange(link, name, ExchangeKind::Topic, Missing::Declare).await? == Found::Existing {
-        let advice = "set MQ_TAP_EXCHANGE to a topic exchange, or delete this one and let the bridge declare it again";
-        hold_to_topic(link, name, advice).await?;
-    }
-    Ok(())
+    topic_exchange(link, name, Missing::Declare, advice).await.map(|_| ())
 }
 
 async fn for_consumer(
@@ -120,10 +114,7 @@ async fn for_publisher(
 ) -> Result<Vec<String>, BrokerError> {
     let mq = &settings.mq;
     let mut told = Vec::new();
-    let events = exchange(link, &mq.events_exchange, ExchangeKind::Topic, missing).await?;
-    if events == Found::Existing {
-        hold_to_topic(link, &mq.events_exchange, EVENTS_ADVICE).await?;
-    }
+    let events = topic_exchange(link, &mq.events_exchange, missing, EVENTS_ADVICE).await?;
     let undelivered =
         exchange(link, &mq.undelivered_exchange, ExchangeKind::Fanout, missing).await?;
     let queue = queue(link, &mq.undelivered_exchange, mq.queue_type, missing).await?;
@@ -153,6 +144,20 @@ impl Found {
             Self::Existing | Self::Declared => None,
         }
     }
+}
+
+/// A topic exchange. One that exists is held to that; `advice` is what to do if it is of another type.
+async fn topic_exchange(
+    link: &Link,
+    name: &str,
+    missing: Missing,
+    advice: &'static str,
+) -> Result<Found, BrokerError> {
+    let found = exchange(link, name, ExchangeKind::Topic, missing).await?;
+    if found == Found::Existing {
+        hold_to_topic(link, name, advice).await?;
+    }
+    Ok(found)
 }
 
 async fn exchange(
