@@ -6,6 +6,7 @@ mod explain;
 mod record;
 mod send;
 mod serve;
+mod service;
 mod signals;
 mod tap;
 mod token;
