@@ -317,10 +317,10 @@ fn http(
     live: Arc<Live>,
     consuming: Arc<AtomicBool>,
 ) -> (HttpState, Requester) {
-    let (settings, bridge) = (Arc::clone(settings), Arc::clone(&run.bridge));
+    let (settings, bridge) = (Arc::clone(settings), &run.bridge);
     let expires_ms = settings.process.expires_ms();
     let wires = devices.wires.clone();
-    let (requests, requester) = Requester::new(Arc::clone(&settings), Arc::clone(&bridge), wires);
+    let (requests, requester) = Requester::new(Arc::clone(&settings), Arc::clone(bridge), wires);
     let stats = Stats::new(devices.metrics.clone(), run.clone());
     let state = HttpState {
         devices: Arc::clone(devices),
@@ -329,9 +329,8 @@ fn http(
         run: run.clone(),
         expires_ms,
         requests: Arc::new(requests),
-        undelivered: Arc::new(Undelivered::new(settings, Arc::clone(&bridge))),
+        undelivered: Arc::new(Undelivered::new(settings, Arc::clone(bridge))),
         stats: Arc::new(stats),
-        bridge,
         consuming,
         draining: Arc::new(AtomicBool::new(false)),
         needs_token: false,

@@ -53,7 +53,6 @@ pub(crate) struct HttpState {
     pub(crate) requests: Arc<Requests>,
     pub(crate) undelivered: Arc<Undelivered>,
     pub(crate) stats: Arc<Stats>,
-    pub(crate) bridge: Arc<str>,
     pub(crate) run: Run,
     /// How long what is told of the devices counts without another word from the bridge.
     pub(crate) expires_ms: u64,

@@ -116,7 +116,7 @@ pub(super) async fn page(
     sessions.truncate(limit);
     let next = sessions.last().filter(|_| more).map(|session| session.address().to_string());
     let devices = sessions.iter().map(|session| Device::of(session)).collect();
-    Ok(Json(Page { bridge: state.bridge.to_string(), total, devices, next }).into_response())
+    Ok(Json(Page { bridge: state.run.bridge.to_string(), total, devices, next }).into_response())
 }
 
 /// The first `count` devices behind `after` that are wanted; and how many are connected in all. Those who
@@ -160,7 +160,7 @@ impl Device {
             peer: session.peer().to_string(),
             since: clock::rfc3339(now.since_ms),
             last_seen: clock::rfc3339(now.last_seen_ms),
-            silent: session.is_silent(),
+            silent: now.silent,
             lane: now.lane,
             in_flight: now.in_flight,
             commands: now.commands,
