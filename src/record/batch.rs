@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Serialize;
 
 use super::event::{Address, Event, Heartbeat, Line, Name, Number, Outcome, Presence, Run};
-use super::rows::{Bridge, Command, Connection, Device, LineRow, Seen, State};
+use super::rows::{Bridge, Command, Connection, Device, Seen, State};
 use super::sql::{self, Statement};
 use crate::settings::Kinds;
 
@@ -26,7 +26,7 @@ pub(super) struct Batch {
     devices: BTreeMap<Address, Device>,
     connections: BTreeMap<(Address, Number, Name), Connection>,
     commands: BTreeMap<(Name, Run, Number, Address), Command>,
-    lines: BTreeMap<(Name, Run, Number), LineRow>,
+    lines: BTreeMap<(Name, Run, Number), Line>,
     /// When connections sent something last.
     seen: BTreeMap<(Address, Number), Seen>,
 }
@@ -158,13 +158,12 @@ impl Batch {
     }
 
     fn line(&mut self, event: Line) {
-        let Line { bridge, run, number, address, epoch, at, line, line_base64, late } = event;
+        let Line { bridge, run, number, address, epoch, at, .. } = &event;
         self.bridge(Bridge::heard_of(bridge.clone(), run.clone(), Number::default()));
-        let seen = Seen { address: address.clone(), epoch, at };
-        upsert(&mut self.seen, (address.clone(), epoch), seen, Seen::merge);
-        let key = (bridge.clone(), run.clone(), number);
-        let row = LineRow { bridge, run, number, at, address, epoch, line, line_base64, late };
-        self.lines.entry(key).or_insert(row);
+        let seen = Seen { address: address.clone(), epoch: *epoch, at: *at };
+        upsert(&mut self.seen, (address.clone(), *epoch), seen, Seen::merge);
+        let key = (bridge.clone(), run.clone(), *number);
+        self.lines.entry(key).or_insert(event);
     }
 
     fn bridge(&mut self, bridge: Bridge) {

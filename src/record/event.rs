@@ -70,8 +70,8 @@ pub(super) struct Outcome {
     pub(super) trace: Option<Text>,
 }
 
-/// A line that a device sent.
-#[derive(Debug, Clone, Deserialize)]
+/// A line that a device sent; its row is the same.
+#[derive(Debug, Clone, Deserialize, Serialize)]
 pub(super) struct Line {
     pub(super) bridge: Name,
     #[serde(default)]

@@ -80,19 +80,6 @@ pub(super) struct Command {
 }
 
 #[derive(Debug, Serialize)]
-pub(super) struct LineRow {
-    pub(super) bridge: Name,
-    pub(super) run: Run,
-    pub(super) number: Number,
-    pub(super) at: Time,
-    pub(super) address: Address,
-    pub(super) epoch: Number,
-    pub(super) line: Option<Text>,
-    pub(super) line_base64: Option<Text>,
-    pub(super) late: bool,
-}
-
-#[derive(Debug, Serialize)]
 pub(super) struct Seen {
     pub(super) address: Address,
     pub(super) epoch: Number,
