@@ -1,38 +1,21 @@
 //! What a service manager and an operator's log see of a bridge.
 
-use std::os::unix::net::UnixDatagram;
-use std::time::Duration;
-
 use serde_json::Value;
 
-use crate::harness::{Bridge, Scene, command};
+use crate::harness::{Bridge, Manager, Scene, command};
 
 #[test]
 fn systemd_is_told_when_the_bridge_is_ready_that_it_lives_and_when_it_stops() {
-    let dir = tempfile::tempdir().expect("a directory");
-    let path = dir.path().join("notify");
-    let manager = UnixDatagram::bind(&path).expect("a socket");
-    manager.set_read_timeout(Some(Duration::from_secs(45))).expect("a timeout");
-    let hears = |word: &str| {
-        let mut message = [0; 4096];
-        loop {
-            let length = manager
-                .recv(&mut message)
-                .unwrap_or_else(|error| panic!("{word} did not come: {error}"));
-            let text = String::from_utf8_lossy(&message[..length]);
-            if text.lines().any(|line| line == word) {
-                return;
-            }
-        }
-    };
-
+    let manager = Manager::start();
     let scene = Scene::new("systemd");
-    let bridge = scene.setup().set("NOTIFY_SOCKET", &path).set("WATCHDOG_USEC", "1000000").start();
-    hears("READY=1");
-    hears("WATCHDOG=1");
-    hears("WATCHDOG=1");
+    let setup =
+        manager.settings().iter().fold(scene.setup(), |it, (name, value)| it.set(name, value));
+    let bridge = setup.start();
+    for word in ["READY=1", "WATCHDOG=1", "WATCHDOG=1"] {
+        manager.hears(word);
+    }
     bridge.program.signal("TERM");
-    hears("STOPPING=1");
+    manager.hears("STOPPING=1");
     let Bridge { program, .. } = bridge;
     assert_eq!(program.finish().code, Some(0));
 }

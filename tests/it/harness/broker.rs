@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
+use super::shared::shared;
 use super::{reaper, signal, within};
 
 const DEV: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/dev");
@@ -30,16 +31,7 @@ impl Broker {
     /// The node that tests share which do it no harm; each uses queues and exchanges of its own.
     pub(crate) fn shared() -> Arc<Self> {
         static SHARED: OnceLock<Option<Arc<Broker>>> = OnceLock::new();
-        // If it does not start, one test says why and the others need not try again.
-        let mut why = None;
-        let shared = SHARED.get_or_init(|| {
-            let started = std::panic::catch_unwind(Self::alone);
-            started.map(Arc::new).map_err(|panic| why = Some(panic)).ok()
-        });
-        if let Some(panic) = why {
-            std::panic::resume_unwind(panic);
-        }
-        Arc::clone(shared.as_ref().expect("the shared node did not start; another test says why"))
+        shared(&SHARED, "the shared node", Self::alone)
     }
 
     /// A node for one test alone.

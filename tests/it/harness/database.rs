@@ -13,6 +13,7 @@ use std::time::Duration;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, SqliteConnection};
 use tempfile::TempDir;
 
+use super::shared::shared;
 use super::wait::block_on;
 use super::{Certificate, Program, free_port, reaper, signal, within};
 
@@ -114,16 +115,7 @@ impl Postgres {
     #[track_caller]
     pub(crate) fn shared() -> Arc<Self> {
         static SHARED: OnceLock<Option<Arc<Postgres>>> = OnceLock::new();
-        // If it does not start, one test says why and the others need not try again.
-        let mut why = None;
-        let shared = SHARED.get_or_init(|| {
-            let started = std::panic::catch_unwind(Self::alone);
-            started.map(Arc::new).map_err(|panic| why = Some(panic)).ok()
-        });
-        if let Some(panic) = why {
-            std::panic::resume_unwind(panic);
-        }
-        Arc::clone(shared.as_ref().expect("PostgreSQL did not start; another test says why"))
+        shared(&SHARED, "PostgreSQL", Self::alone)
     }
 
     /// One for one test alone.

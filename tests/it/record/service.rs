@@ -1,11 +1,9 @@
 //! The recorder as its operators see it: settings, an end in good order, what systemd is told.
 
-use std::os::unix::net::UnixDatagram;
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::*;
-use crate::harness::{Authority, PASSWORD, Postgres};
+use crate::harness::{Authority, Manager, PASSWORD, Postgres};
 
 #[test]
 fn wrong_settings_are_told_with_what_was_expected() {
@@ -119,30 +117,15 @@ fn a_recorder_that_is_told_to_end_keeps_what_it_has_taken() {
 
 #[test]
 fn systemd_is_told_when_the_recorder_is_ready_that_it_lives_and_when_it_stops() {
-    let dir = tempfile::tempdir().expect("a directory");
-    let path = dir.path().join("notify");
-    let manager = UnixDatagram::bind(&path).expect("a socket");
-    manager.set_read_timeout(Some(Duration::from_secs(45))).expect("a timeout");
-    let hears = |word: &str| {
-        let mut message = [0; 4096];
-        loop {
-            let length = manager
-                .recv(&mut message)
-                .unwrap_or_else(|error| panic!("{word} did not come: {error}"));
-            let text = String::from_utf8_lossy(&message[..length]);
-            if text.lines().any(|line| line == word) {
-                return;
-            }
-        }
-    };
+    let manager = Manager::start();
     let database = Database::sqlite();
-    let path = path.display().to_string();
-    let settings = [("NOTIFY_SOCKET", path.as_str()), ("WATCHDOG_USEC", "1000000")];
+    let given = manager.settings();
+    let settings = given.each_ref().map(|(name, value)| (*name, value.as_str()));
     let mut recording = Recording::start(Scene::new("record-systemd"), &database, &settings);
-    hears("READY=1");
-    hears("WATCHDOG=1");
-    hears("WATCHDOG=1");
+    for word in ["READY=1", "WATCHDOG=1", "WATCHDOG=1"] {
+        manager.hears(word);
+    }
     recording.program.signal("TERM");
-    hears("STOPPING=1");
+    manager.hears("STOPPING=1");
     assert_eq!(recording.program.wait().code(), Some(0));
 }
