@@ -16,6 +16,7 @@ mod fronted;
 mod handshake;
 mod lane;
 mod listener;
+mod nudge;
 mod options;
 mod outbox;
 mod parked;

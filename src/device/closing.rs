@@ -45,7 +45,7 @@ impl Session {
         if std::mem::replace(&mut shared.closed, true) {
             return Retired { reason, waited: 0, inherited: VecDeque::new() };
         }
-        self.wake.notify_one();
+        self.wake.give();
         // The kernel's last word on what has arrived.
         self.ask(&mut shared, devices);
         shared.transport.close(&self.stream);

@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::session::{Session, Shared};
+use super::silence::Silence;
 use super::{Devices, EndReason};
 use crate::command::Reason;
 use crate::protocol::{Audience, Frame, Payload, Port, Spoken};
@@ -15,15 +16,19 @@ use crate::protocol::{Audience, Frame, Payload, Port, Spoken};
 const JOINED_MAX: usize = 1000;
 
 /// What a session's task keeps for its protocol.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Kept {
     /// The groups its device has joined.
     joined: Vec<Arc<str>>,
-    /// The device has asked to be disconnected when it sends nothing for this long.
-    pub(super) silence_max: Option<Duration>,
+    /// How long its device has sent nothing.
+    pub(super) silence: Silence,
 }
 
 impl Kept {
+    pub(super) fn new(silence: Silence) -> Self {
+        Self { joined: Vec::new(), silence }
+    }
+
     /// Leaves all groups, at the end of the connection.
     pub(super) fn leave_all(&mut self, session: &Session, devices: &Devices) {
         for group in self.joined.drain(..) {
@@ -86,7 +91,7 @@ impl Port for Desk<'_> {
     }
 
     fn end_if_silent_for(&mut self, limit: Duration) {
-        self.kept.silence_max = Some(limit);
+        self.kept.silence.end_after(limit);
     }
 }
 
@@ -124,7 +129,7 @@ impl Session {
             shared.end = Some(reason);
         }
         if !shared.outbox.is_empty() || shared.end.is_some() {
-            self.wake.notify_one();
+            self.wake.give();
         }
     }
 

@@ -205,7 +205,7 @@ impl Door {
         });
         match session {
             Ok(session) => {
-                hall.sessions.spawn(session.serve(Arc::clone(devices), rest));
+                hall.sessions.spawn(session.serve(Arc::clone(devices), &rest));
             }
             Err(NotAdmitted::Closed) => {}
             Err(NotAdmitted::Taken(address)) => {

@@ -48,7 +48,7 @@ impl Session {
             shared.lane.push_first(order, now);
         }
         devices.lanes_changed(1);
-        self.wake.notify_one();
+        self.wake.give();
         Ok(Offer::Waiting)
     }
 
@@ -62,7 +62,7 @@ impl Session {
         }
         if std::mem::take(&mut shared.hold.parked) {
             shared.lane.restart_clock(Instant::now());
-            self.wake.notify_one();
+            self.wake.give();
         }
         true
     }

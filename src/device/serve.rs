@@ -41,68 +41,104 @@ struct Plan {
     at: Option<Instant>,
 }
 
-impl Session {
-    /// Serves the connection to its end, then takes it out of the registry.
-    /// `rest` is what the device has sent behind its hello.
-    pub(crate) async fn serve(self: Arc<Self>, devices: Arc<Devices>, rest: Vec<u8>) {
-        info!(address = %self.address, peer = %self.peer, epoch = self.epoch, "device connected");
-        let mut kept = Kept::default();
-        let reason = match self.run(rest, &mut kept, &devices).await {
-            Ok(never) => match never {},
-            Err(reason) => reason,
-        };
-        let (reason, waited) = self.close(reason, &devices);
-        kept.leave_all(&self, &devices);
-        devices.registry.remove(&self, reason);
-        devices.metrics.device_ended(reason);
-        info!(address = %self.address, peer = %self.peer, epoch = self.epoch, %reason, waited, "device disconnected");
+/// What the task of a session keeps. There is one for each device, so it is kept small: each thing once, and
+/// nothing that is needed only at the beginning.
+struct Serving {
+    session: Arc<Session>,
+    devices: Arc<Devices>,
+    protocol: Box<dyn Protocol>,
+    kept: Kept,
+    /// There is something to read that no event tells of.
+    unread: bool,
+}
+
+impl Serving {
+    fn new(session: Arc<Session>, devices: Arc<Devices>) -> Self {
+        let protocol = session.rules.wire.begin(&session.address.to_string());
+        let silence = Silence::new(session.rules.silence_limit, Instant::now());
+        // What came with the handshake, and what TLS has taken off the socket, nothing else tells of.
+        let unread = session.lock().transport.is_tls();
+        Self { session, devices, protocol, kept: Kept::new(silence), unread }
     }
 
-    async fn run(
-        self: &Arc<Self>,
-        rest: Vec<u8>,
-        kept: &mut Kept,
-        devices: &Devices,
-    ) -> Result<Infallible, EndReason> {
-        let mut protocol = self.rules.wire.begin(&self.address.to_string());
-        // What came with the handshake, and what TLS has taken off the socket, nothing else tells of.
-        let mut unread = self.lock().transport.is_tls();
-        let mut desk = Desk { session: self, devices, kept };
-        protocol.feed(&rest, &mut desk).map_err(|broken| self.ended_by(broken))?;
-        drop(rest);
-        let mut silence = Silence::new(self.rules.silence_limit, Instant::now());
+    /// Takes up what the device has sent behind its hello.
+    fn begin(&mut self, rest: &[u8]) -> Result<(), EndReason> {
+        let Self { session, devices, protocol, kept, .. } = self;
+        let mut desk = Desk { session, devices, kept };
+        protocol.feed(rest, &mut desk).map_err(|broken| session.ended_by(broken))
+    }
+
+    async fn run(&mut self) -> Result<Infallible, EndReason> {
         loop {
-            self.break_silence(&mut silence, devices)?;
-            let plan = self.plan(devices, silence.deadline())?;
+            let Self { session, devices, kept, unread, .. } = self;
+            session.break_silence(&mut kept.silence, devices)?;
+            let plan = session.plan(devices, kept.silence.deadline())?;
             let ready = tokio::select! {
                 biased;
-                () = self.wake.notified() => {
-                    self.flush(devices)?;
+                () = session.wake.given() => {
+                    session.flush(devices)?;
                     continue;
                 }
                 () = clock::until(plan.at) => {
-                    self.flush(devices)?;
+                    session.flush(devices)?;
                     continue;
                 }
-                ready = self.stream.ready(plan.interest), if !unread => ready.map_err(|error| EndReason::from_error(&error))?,
-                () = tokio::task::yield_now(), if unread => Ready::READABLE,
+                ready = session.stream.ready(plan.interest), if !*unread => ready.map_err(|error| EndReason::from_error(&error))?,
+                () = tokio::task::yield_now(), if *unread => Ready::READABLE,
             };
-            if ready.is_error() {
-                self.take_events(devices);
-                self.flush(devices)?;
-            } else if ready.is_writable() {
-                self.flush(devices)?;
+            self.take_up(ready)?;
+        }
+    }
+
+    /// Does what the socket is ready for.
+    fn take_up(&mut self, ready: Ready) -> Result<(), EndReason> {
+        let Self { session, devices, protocol, kept, unread } = self;
+        if ready.is_error() {
+            session.take_events(devices);
+            session.flush(devices)?;
+        } else if ready.is_writable() {
+            session.flush(devices)?;
+        }
+        if ready.is_readable() || ready.is_read_closed() || ready.is_error() {
+            if ready.is_readable() && kept.silence.heard(Instant::now()) {
+                devices.registry.update(session, Update::Heard);
             }
-            if ready.is_readable() || ready.is_read_closed() || ready.is_error() {
-                if ready.is_readable() && silence.heard(Instant::now()) {
-                    devices.registry.update(self, Update::Heard);
-                }
-                unread = self.read(&mut *protocol, kept, devices)?;
-                silence.is_amid(protocol.amid(), Instant::now() + self.rules.line_timeout);
-                if let Some(limit) = kept.silence_max {
-                    silence.end_after(limit);
-                }
-            }
+            *unread = session.read(&mut **protocol, kept, devices)?;
+            kept.silence.is_amid(protocol.amid(), Instant::now() + session.rules.line_timeout);
+        }
+        Ok(())
+    }
+
+    fn end(mut self, reason: EndReason) {
+        let Self { session, devices, kept, .. } = &mut self;
+        let (reason, waited) = session.close(reason, devices);
+        kept.leave_all(session, devices);
+        devices.registry.remove(session, reason);
+        devices.metrics.device_ended(reason);
+        info!(address = %session.address, peer = %session.peer, epoch = session.epoch, %reason, waited, "device disconnected");
+    }
+}
+
+impl Session {
+    /// Serves the connection to its end, then takes it out of the registry.
+    /// `rest` is what the device has sent behind its hello.
+    pub(crate) fn serve(
+        self: Arc<Self>,
+        devices: Arc<Devices>,
+        rest: &[u8],
+    ) -> impl Future<Output = ()> + Send + use<> {
+        info!(address = %self.address, peer = %self.peer, epoch = self.epoch, "device connected");
+        let mut serving = Serving::new(self, devices);
+        let begun = serving.begin(rest);
+        async move {
+            let reason = match begun {
+                Ok(()) => match serving.run().await {
+                    Ok(never) => match never {},
+                    Err(reason) => reason,
+                },
+                Err(reason) => reason,
+            };
+            serving.end(reason);
         }
     }
 
@@ -326,7 +362,7 @@ impl Session {
             if std::mem::take(&mut shared.hold.greeting) || !matches!(is, LineIs::Uplink) {
                 // What waits in the lane may go on.
                 shared.lane.restart_clock(at.mono);
-                self.wake.notify_one();
+                self.wake.give();
             }
             (is, at)
         };

@@ -13,10 +13,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::net::TcpStream;
-use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::lane::{Lane, Waits};
+use super::nudge::Nudge;
 use super::outbox::Outbox;
 use super::proofs::Proofs;
 use super::transport::{Socket, Transport};
@@ -48,7 +48,7 @@ pub struct Session {
     /// Held for a write that does not block, never across an await.
     shared: Mutex<Shared>,
     /// Tells the task that something it waits for is to be looked at again.
-    pub(super) wake: Notify,
+    pub(super) wake: Nudge,
     pub(super) commands: AtomicU64,
     pub(super) lines: AtomicU64,
     pub(super) last_seen_ms: AtomicU64,
@@ -155,7 +155,7 @@ impl Session {
             stream,
             provable,
             shared: Mutex::new(shared),
-            wake: Notify::new(),
+            wake: Nudge::default(),
             commands: AtomicU64::new(0),
             lines: AtomicU64::new(0),
             last_seen_ms: AtomicU64::new(now.wall_ms),
@@ -259,7 +259,7 @@ impl Session {
         }
         shared.lane.push(order, taken, now);
         devices.lanes_changed(1);
-        self.wake.notify_one();
+        self.wake.give();
         Ok(Offer::Waiting)
     }
 
@@ -329,7 +329,7 @@ impl Session {
         let written = shared.proofs.wrote(order, at);
         let deadline = shared.proofs.deadline();
         if deadline.is_some() && before.is_none_or(|before| deadline < Some(before)) {
-            self.wake.notify_one();
+            self.wake.give();
         }
         match written {
             Some(order) => {
@@ -355,7 +355,7 @@ impl Session {
     /// Ends it for `reason`, unless it has ended already. Its task does the rest.
     pub(crate) fn end(&self, reason: EndReason) {
         self.lock().end.get_or_insert(reason);
-        self.wake.notify_one();
+        self.wake.give();
     }
 
     /// Lets `order`, delivered again by the broker, take the place of the one it repeats, if that is
