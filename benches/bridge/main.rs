@@ -19,6 +19,7 @@ mod latency;
 mod load;
 mod machine;
 mod options;
+mod plot;
 mod process;
 mod publisher;
 mod receipts;
@@ -67,6 +68,9 @@ fn main() -> Result<()> {
     if let Some(file) = &options.json {
         let json = serde_json::to_string_pretty(&report)?;
         fs::write(file, json + "\n").with_context(|| format!("cannot write {}", file.display()))?;
+    }
+    if let Some(file) = &options.svg {
+        plot::draw(&report, file)?;
     }
     if options.check && !report.all_targets_met() {
         bail!("a target is missed");

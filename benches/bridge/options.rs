@@ -34,6 +34,9 @@ pub(crate) struct Options {
     /// Write the figures as JSON, too
     #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<PathBuf>,
+    /// Draw the rates from a full queue as SVG, too
+    #[arg(long, value_name = "FILE")]
+    pub(crate) svg: Option<PathBuf>,
     /// Exit with 1 if a target is missed
     #[arg(long)]
     pub(crate) check: bool,

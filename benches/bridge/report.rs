@@ -96,7 +96,7 @@ impl Report {
             (
                 "KiB for an idle device",
                 self.memory.map(|memory| memory.kib_per_device),
-                Bound::AtMost(3.0),
+                Bound::AtMost(2.0),
             ),
             (
                 "flooded / quiet, p50, the same listener",
