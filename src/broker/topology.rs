@@ -4,6 +4,8 @@
 //! channel of its own, because the broker closes the channel that asks for what is not there. A type
 //! the bridge cannot work with is an error that names the object and the setting.
 
+use std::sync::Arc;
+
 use lapin::options::{
     BasicConsumeOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions,
 };
@@ -13,8 +15,9 @@ use lapin::{Channel, ErrorKind, ExchangeKind};
 use tracing::{info, warn};
 
 use super::BrokerError;
+use super::cluster::Cluster;
 use super::connection::Link;
-use crate::settings::{QueueType, Settings};
+use crate::settings::{Endpoint, QueueType, Settings};
 
 pub(super) const NOT_FOUND: u16 = 404;
 const ACCESS_REFUSED: u16 = 403;
@@ -30,10 +33,23 @@ enum Missing {
     Tell,
 }
 
-/// Connects as the bridge would and looks at what it needs, without changing anything. Gives one
+/// Connects to each host as the bridge would and looks at what it needs, without changing anything. Gives one
 /// sentence for each thing that is missing and would be declared.
-pub async fn check(settings: &Settings) -> Result<Vec<String>, BrokerError> {
-    let link = Link::open(&settings.mq, &settings.bridge_name(), "consumer").await?;
+pub async fn check(settings: &Settings) -> Vec<(Endpoint, Result<Vec<String>, BrokerError>)> {
+    let (cluster, mut checked) = (Cluster::new(&settings.mq), Vec::new());
+    for host in settings.mq.endpoints() {
+        let looked = check_host(&cluster, &host, settings).await;
+        checked.push((host, looked));
+    }
+    checked
+}
+
+async fn check_host(
+    cluster: &Arc<Cluster>,
+    host: &Endpoint,
+    settings: &Settings,
+) -> Result<Vec<String>, BrokerError> {
+    let link = Link::open(cluster, host, &settings.bridge_name(), "consumer").await?;
     let looked = async {
         let mut found = for_consumer(&link, settings, Missing::Tell).await?;
         found.extend(for_publisher(&link, settings, Missing::Tell).await?);

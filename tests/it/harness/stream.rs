@@ -36,6 +36,12 @@ impl Stream {
         Self { sent, total }
     }
 
+    /// What was sent otherwise: so many to each device, with these lines.
+    pub(super) fn of(sent: Vec<usize>) -> Self {
+        let total = sent.iter().sum();
+        Self { sent, total }
+    }
+
     pub(crate) fn total(&self) -> usize {
         self.total
     }
@@ -70,6 +76,6 @@ pub(crate) fn line_of(body: &Value) -> String {
     body["cmd"].as_str().expect("a string").to_owned()
 }
 
-fn line(device: usize, number: usize) -> String {
+pub(super) fn line(device: usize, number: usize) -> String {
     format!("device {device} command {number}")
 }
