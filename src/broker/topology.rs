@@ -19,7 +19,7 @@ use super::cluster::Cluster;
 use super::connection::Link;
 use crate::settings::{Endpoint, QueueType, Settings};
 
-pub(super) const NOT_FOUND: u16 = 404;
+const NOT_FOUND: u16 = 404;
 const ACCESS_REFUSED: u16 = 403;
 pub(super) const PRECONDITION_FAILED: u16 = 406;
 
@@ -197,7 +197,7 @@ async fn exchange(
     };
     match declare(link.channel().await?, true).await {
         Ok(()) => return Ok(Found::Existing),
-        Err(error) if code(&error) == Some(NOT_FOUND) => {}
+        Err(error) if is_missing(&error) => {}
         Err(error) => {
             return Err(refusal(object, &error, "check the permissions of MQ_USERNAME"));
         }
@@ -222,7 +222,7 @@ async fn queue(
     let object = format!("queue `{name}`");
     match declare_queue(&link.channel().await?, name, None).await {
         Ok(()) => return Ok(Found::Existing),
-        Err(error) if code(&error) == Some(NOT_FOUND) => {}
+        Err(error) if is_missing(&error) => {}
         Err(error) => {
             let advice =
                 "the bridge needs a queue that other connections may use, and permission for it";
@@ -353,6 +353,17 @@ fn amqp(error: &lapin::Error) -> Option<&AMQPError> {
 
 pub(super) fn code(error: &lapin::Error) -> Option<u16> {
     amqp(error).map(AMQPError::get_id)
+}
+
+/// Whether the broker says that there is no such thing. Of a classic queue whose node is away it says almost the
+/// same, and that queue comes again with all that is in it.
+pub(super) fn is_missing(error: &lapin::Error) -> bool {
+    code(error) == Some(NOT_FOUND) && !is_away(error)
+}
+
+/// Whether it is there, on a node of the cluster that is not.
+pub(super) fn is_away(error: &lapin::Error) -> bool {
+    says(error, NOT_FOUND, "is down or inaccessible")
 }
 
 fn says(error: &lapin::Error, with_code: u16, what: &str) -> bool {

@@ -105,6 +105,68 @@ fn ends_in_the_truth(presence: &Inbox) {
 }
 
 #[test]
+fn parked_and_undelivered_commands_are_there_while_their_node_is_not() {
+    const PARKED: usize = 50;
+    let cluster = Cluster::turn();
+    let mut scene = cluster.scene("cluster-parked");
+    let bridge = cluster.setup(&scene).start();
+    scene.park_numbers("127.0.0.9", 0..PARKED);
+    scene.publish(&command("127.0.0.8", "FOR NOBODY"));
+    scene.until_parked("127.0.0.9", PARKED);
+    scene.until_drained(&bridge);
+
+    // It is where their queues were declared, so where their leaders are.
+    let lost = cluster.node_of(&bridge, None);
+    lost.kill();
+    let mut device = bridge.device("127.0.0.9");
+
+    for number in 0..PARKED {
+        assert_eq!(device.line(), format!("{number}\r\n"));
+    }
+    cluster.node_of(&bridge, Some(lost));
+    scene.amqp = cluster.client(lost);
+    let undelivered = scene.undelivered_inbox().next();
+    assert_eq!(undelivered.json()["cmd"], "FOR NOBODY");
+    assert_eq!(undelivered.header("x-outcome"), "offline");
+    // There is one node less, and all goes on: also what needs a queue that is not there yet.
+    scene.park_numbers("127.0.0.10", 0..PARKED);
+    scene.until_parked("127.0.0.10", PARKED);
+    let mut other = bridge.device("127.0.0.10");
+    for number in 0..PARKED {
+        assert_eq!(other.line(), format!("{number}\r\n"));
+    }
+    assert_eq!(bridge.terminate().code, Some(0));
+}
+
+#[test]
+fn commands_parked_in_a_classic_queue_wait_for_its_node_and_stay_before_newer_ones() {
+    const PARKED: usize = 20;
+    let cluster = Cluster::turn();
+    let mut scene = cluster.scene("cluster-classic");
+    // Commands go on; the bridge's own queues do not.
+    scene.declare_with(&[("x-queue-type", AMQPValue::LongString("quorum".into()))]);
+    let bridge = scene.setup().set("MQ_HOST", cluster.hosts()).start();
+    scene.park_numbers("127.0.0.9", 0..PARKED);
+    scene.until_parked("127.0.0.9", PARKED);
+    scene.until_drained(&bridge);
+
+    let lost = cluster.node_of(&bridge, None);
+    lost.kill();
+    cluster.node_of(&bridge, Some(lost));
+    scene.amqp = cluster.client(lost);
+    let mut device = bridge.device("127.0.0.9");
+    scene.publish(&command("127.0.0.9", "NEWER"));
+    bridge.until_metric("rabbitline_lane_commands", |waiting| waiting == 1.0);
+    lost.start();
+
+    for number in 0..PARKED {
+        assert_eq!(device.line(), format!("{number}\r\n"));
+    }
+    assert_eq!(device.line(), "NEWER\r\n");
+    assert_eq!(bridge.terminate().code, Some(0));
+}
+
+#[test]
 fn a_node_that_hangs_is_left_within_two_heartbeats() {
     let cluster = Cluster::turn();
     let mut scene = cluster.scene("cluster-hang");
