@@ -55,11 +55,15 @@ fn commands_receipts_and_presence_outlive_one_node_after_the_other() {
     eventually("every command has arrived", || fleet.has(stream.total()));
     scene.amqp = cluster.client(second);
     scene.until_drained(&bridge);
-    let arrived = stream.arrived(&fleet);
+    let arrived = stream.arrived_in_any_order(&fleet);
     assert_eq!(arrived.missing, Vec::<String>::new());
     // Each time, what was in hand, and what the client had published without a confirm.
     let again_max = 2 * (PREFETCH + DEVICES);
     assert!(arrived.duplicates <= again_max, "{} commands came twice", arrived.duplicates);
+    // What was in hand at each loss, unread, comes again when the queue has noticed; the bridge may be back before.
+    let overtaken = &arrived.overtaken;
+    println!("{} came again, {overtaken:?} late", arrived.duplicates);
+    assert!(overtaken.len() <= 2 * PREFETCH, "{} came late: {overtaken:?}", overtaken.len());
     assert_eq!(fleet.connections(), DEVICES, "no device was cut off");
     all_are_told(&scene.amqp.consume(&receipts), stream.total() / DEVICES);
     ends_in_the_truth(&scene.amqp.consume(&presence));
