@@ -9,6 +9,7 @@
 
 mod acks;
 pub mod client;
+mod cluster;
 mod collector;
 mod connection;
 mod consumer;
@@ -29,6 +30,7 @@ mod tap_client;
 mod topology;
 mod undelivered;
 
+pub(crate) use cluster::Cluster;
 pub(crate) use collector::{Collector, Keeper, Letter};
 pub(crate) use consumer::Consumer;
 pub(crate) use decode::{Recipients, Terms};
@@ -83,7 +85,7 @@ pub enum BrokerError {
     },
     /// TLS could not be agreed on.
     #[error(
-        "no TLS with the broker at {address}: {source}; check MQ_TLS and MQ_CA_FILE, and that the certificate names MQ_HOST"
+        "no TLS with the broker at {address}: {source}; check MQ_TLS and MQ_CA_FILE, and that the certificate names this host"
     )]
     Tls {
         /// Host and port.
@@ -134,6 +136,14 @@ pub enum BrokerError {
     Cancelled {
         /// Which queue.
         queue: String,
+    },
+    /// What came of a connection, and where it led.
+    #[error("{address}: {source}")]
+    At {
+        /// Host and port.
+        address: String,
+        /// What went wrong.
+        source: Box<Self>,
     },
     /// Anything else that AMQP or the connection said.
     #[error("{during}: {source}")]

@@ -5,6 +5,7 @@
 //! Nothing here opens a socket, and a secret never shows in `Debug`.
 
 mod check;
+mod hosts;
 mod listeners;
 mod record;
 mod table;
@@ -14,6 +15,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
 
+pub use hosts::{Endpoint, Hosts};
 pub use listeners::Listener;
 pub use record::{DatabaseUrl, Keep, Kinds};
 pub use table::{
@@ -154,6 +156,11 @@ impl Settings {
 }
 
 impl Broker {
+    /// Where the broker is: at least one place.
+    pub fn endpoints(&self) -> Vec<Endpoint> {
+        self.host.endpoints(self.port)
+    }
+
     /// The queue in which commands wait for this device.
     pub fn parked_queue(&self, address: &Address) -> String {
         format!("{}.{address}", self.parked_prefix)

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
+use super::cluster::Cluster;
 use super::connection::Link;
 use super::retry::Retry;
 use super::{BrokerError, topology};
@@ -38,6 +39,7 @@ pub(crate) trait Keeper: Send + Sync + 'static {
 #[derive(Debug)]
 pub(crate) struct Collector<K> {
     pub(crate) settings: Arc<Settings>,
+    pub(crate) cluster: Arc<Cluster>,
     pub(crate) keeper: Arc<K>,
 }
 
@@ -66,14 +68,13 @@ impl<K: Keeper> Collector<K> {
 
     /// Collects on one connection. Ends well only when told to.
     async fn attempt(&self, drain: &CancellationToken) -> Result<End, BrokerError> {
-        let opening = Link::open(&self.settings.mq, NAME, "consumer");
+        let opening = self.cluster.open(NAME, "consumer");
         let link = tokio::select! {
             () = drain.cancelled() => return Ok(End::Done),
             link = opening => link?,
         };
         let result = self.collect(&link, drain).await;
-        link.close().await;
-        result
+        link.end(result).await
     }
 
     /// A batch that is being kept is not disturbed when the connection is lost: it comes again, and
@@ -135,7 +136,7 @@ impl<'a> Hand<'a> {
         let consuming =
             channel.basic_consume(queue.into(), "".into(), options, FieldTable::default()).await;
         let deliveries = consuming.map_err(BrokerError::during("consuming events"))?;
-        info!(queue, batch = record.batch, "recording events");
+        info!(host = %link.host(), queue, batch = record.batch, "recording events");
         Ok(Self { settings, channel, deliveries })
     }
 

@@ -20,7 +20,8 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::BrokerError;
-use crate::settings::Broker;
+use super::cluster::Cluster;
+use crate::settings::{Broker, Endpoint};
 
 /// A close that the broker does not answer is cut off after this: the connection is of no use then.
 pub(super) const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -36,26 +37,31 @@ type Slot<T> = Arc<Mutex<Option<T>>>;
 pub(super) struct Link {
     connection: Connection,
     socket: Option<Socket>,
+    cluster: Arc<Cluster>,
+    host: Endpoint,
 }
 
 impl Link {
-    /// Opens a connection for `purpose`, whose name it bears in RabbitMQ's own lists.
+    /// Opens a connection to `host` for `purpose`, whose name it bears in RabbitMQ's own lists.
     pub(super) async fn open(
-        mq: &Broker,
+        cluster: &Arc<Cluster>,
+        host: &Endpoint,
         bridge: &str,
         purpose: &str,
     ) -> Result<Self, BrokerError> {
-        let ca = read_ca(mq)?;
+        let mq = cluster.mq();
+        let ca = read_ca(mq, host)?;
         let socket: Slot<Socket> = Slot::default();
         let refusal: Slot<BrokerError> = Slot::default();
         let connect = {
-            let (mq, socket, refusal) = (mq.clone(), Arc::clone(&socket), Arc::clone(&refusal));
+            let (mq, host) = (mq.clone(), host.clone());
+            let (socket, refusal) = (Arc::clone(&socket), Arc::clone(&refusal));
             async move |_uri, _runtime| {
                 let keep = |dialed: SockRef<'_>| {
                     put(&socket, dialed.try_clone()?);
                     Ok(())
                 };
-                dial(&mq, ca.clone(), keep).await.map_err(|(error, kind)| {
+                dial(&mq, &host, ca.clone(), keep).await.map_err(|(error, kind)| {
                     put(&refusal, error);
                     lapin::Error::from(io::Error::from(kind))
                 })
@@ -65,18 +71,42 @@ impl Link {
         let properties = ConnectionProperties::default().with_connection_name(name.into());
         let runtime = lapin::runtime::default_runtime()
             .map_err(BrokerError::during("starting the connection"))?;
-        let opening = Connection::connector(uri(mq), runtime, connect, properties);
+        let opening = Connection::connector(uri(mq, host), runtime, connect, properties);
         match timeout(mq.connect_timeout, opening).await {
-            Ok(Ok(connection)) => Ok(Self { connection, socket: take(&socket) }),
+            Ok(Ok(connection)) => {
+                let (cluster, host) = (Arc::clone(cluster), host.clone());
+                Ok(Self { connection, socket: take(&socket), cluster, host })
+            }
             Ok(Err(error)) => {
                 shut(take(&socket));
-                Err(take(&refusal).unwrap_or_else(|| refused(mq, error)))
+                Err(take(&refusal).unwrap_or_else(|| refused(mq, host, error)))
             }
             Err(_) => {
                 shut(take(&socket));
-                Err(silent(mq))
+                Err(silent(mq, host))
             }
         }
+    }
+
+    /// Where it leads.
+    pub(super) fn host(&self) -> &Endpoint {
+        &self.host
+    }
+
+    /// Something on it has failed that another host may do better: the next attempt of whatever connection
+    /// begins elsewhere.
+    pub(super) fn failed(&self) {
+        self.cluster.failed(&self.host);
+    }
+
+    /// Closes it after what was done on it, whose error then names the host; and counts for one.
+    pub(super) async fn end<T>(self, result: Result<T, BrokerError>) -> Result<T, BrokerError> {
+        let result = result.map_err(|error| {
+            self.failed();
+            BrokerError::At { address: self.host.to_string(), source: Box::new(error) }
+        });
+        self.close().await;
+        result
     }
 
     /// A new channel on it.
@@ -133,12 +163,7 @@ pub(super) fn name(bridge: &str, purpose: &str) -> String {
     format!("rabbitline {bridge} {purpose}")
 }
 
-/// Host and port, as errors name them.
-fn address(mq: &Broker) -> String {
-    format!("{}:{}", mq.host, mq.port)
-}
-
-fn uri(mq: &Broker) -> AMQPUri {
+fn uri(mq: &Broker, host: &Endpoint) -> AMQPUri {
     let heartbeat = u16::try_from(mq.heartbeat.as_secs()).unwrap_or(u16::MAX);
     AMQPUri {
         scheme: if mq.tls.is_on() { AMQPScheme::AMQPS } else { AMQPScheme::AMQP },
@@ -147,8 +172,8 @@ fn uri(mq: &Broker) -> AMQPUri {
                 username: mq.username.clone(),
                 password: mq.password.expose().to_owned(),
             },
-            host: mq.host.clone(),
-            port: mq.port,
+            host: host.host.clone(),
+            port: host.port,
         },
         vhost: mq.vhost.clone(),
         query: AMQPQueryString { heartbeat: Some(heartbeat), ..AMQPQueryString::default() },
@@ -156,17 +181,17 @@ fn uri(mq: &Broker) -> AMQPUri {
 }
 
 /// The broker has not answered in time.
-pub(super) fn silent(mq: &Broker) -> BrokerError {
+pub(super) fn silent(mq: &Broker, host: &Endpoint) -> BrokerError {
     let limit = humantime::format_duration(mq.connect_timeout);
-    BrokerError::Silent { address: address(mq), limit }
+    BrokerError::Silent { address: host.to_string(), limit }
 }
 
-pub(super) fn read_ca(mq: &Broker) -> Result<Option<String>, BrokerError> {
+pub(super) fn read_ca(mq: &Broker, host: &Endpoint) -> Result<Option<String>, BrokerError> {
     let Some(path) = mq.ca_file.as_ref().filter(|_| mq.tls.is_on()) else {
         return Ok(None);
     };
     let pem = std::fs::read_to_string(path);
-    pem.map(Some).map_err(|source| BrokerError::Tls { address: address(mq), source })
+    pem.map(Some).map_err(|source| BrokerError::Tls { address: host.to_string(), source })
 }
 
 pub(super) type Dialed = AsyncTcpStream<async_compat::Compat<TcpStream>>;
@@ -174,14 +199,16 @@ pub(super) type Dialed = AsyncTcpStream<async_compat::Compat<TcpStream>>;
 /// Makes the TCP connection and, if asked for, the TLS session; `with` sees the socket before that.
 pub(super) async fn dial(
     mq: &Broker,
+    host: &Endpoint,
     ca: Option<String>,
     with: impl FnOnce(SockRef<'_>) -> io::Result<()>,
 ) -> Result<Dialed, (BrokerError, io::ErrorKind)> {
     let unreachable = |source: io::Error| {
         let kind = source.kind();
-        (BrokerError::Unreachable { address: address(mq), source }, kind)
+        (BrokerError::Unreachable { address: host.to_string(), source }, kind)
     };
-    let stream = TcpStream::connect((mq.host.as_str(), mq.port)).await.map_err(unreachable)?;
+    let connecting = TcpStream::connect((host.host.as_str(), host.port));
+    let stream = connecting.await.map_err(unreachable)?;
     let socket = SockRef::from(&stream);
     let keepalive = TcpKeepalive::new()
         .with_time(USER_TIMEOUT / 2)
@@ -198,21 +225,21 @@ pub(super) async fn dial(
         return Ok(plain);
     }
     let config = OwnedTLSConfig { identity: None, cert_chain: ca };
-    plain.into_tls(&mq.host, config.as_ref()).await.map_err(|source| {
+    plain.into_tls(&host.host, config.as_ref()).await.map_err(|source| {
         let kind = source.kind();
-        (BrokerError::Tls { address: address(mq), source }, kind)
+        (BrokerError::Tls { address: host.to_string(), source }, kind)
     })
 }
 
 /// Tells from lapin's error what the broker did not like.
-pub(super) fn refused(mq: &Broker, error: lapin::Error) -> BrokerError {
+pub(super) fn refused(mq: &Broker, host: &Endpoint, error: lapin::Error) -> BrokerError {
     const ACCESS_REFUSED: u16 = 403;
     const NOT_ALLOWED: u16 = 530;
     let ErrorKind::ProtocolError(amqp) = error.kind() else {
-        return BrokerError::Handshake { address: address(mq), said: error.to_string() };
+        return BrokerError::Handshake { address: host.to_string(), said: error.to_string() };
     };
     let (address, username, said) =
-        (address(mq), mq.username.clone(), amqp.get_message().to_string());
+        (host.to_string(), mq.username.clone(), amqp.get_message().to_string());
     match amqp.get_id() {
         ACCESS_REFUSED => BrokerError::Login { address, username, said },
         NOT_ALLOWED => BrokerError::Vhost { address, vhost: mq.vhost.clone(), username, said },

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use super::acks::Acks;
+use super::cluster::Cluster;
 use super::connection::{self as link, Link};
 use super::intake::{Intake, Taken};
 use super::message::Delivered;
@@ -40,6 +41,7 @@ const PROOF_GRACE: Duration = Duration::from_millis(5);
 #[derive(Debug)]
 pub(crate) struct Consumer {
     pub(crate) intake: Intake,
+    pub(crate) cluster: Arc<Cluster>,
     pub(crate) bridge: Arc<str>,
     /// True while commands are being taken off the queue.
     pub(crate) consuming: Arc<AtomicBool>,
@@ -63,9 +65,8 @@ impl Consumer {
         drain: &CancellationToken,
         give_up: &CancellationToken,
     ) -> Result<(), BrokerError> {
-        let settings = &self.intake.settings;
         // For what is looked at and declared, and for what is parked.
-        let opening = Link::open(&settings.mq, &self.bridge, "parked");
+        let opening = self.cluster.open(&self.bridge, "parked");
         let link = tokio::select! {
             () = drain.cancelled() => return Ok(()),
             link = opening => link?,
@@ -80,8 +81,7 @@ impl Consumer {
         };
         self.up(false);
         self.intake.router.drop_unwanted();
-        link.close().await;
-        result
+        link.end(result).await
     }
 
     async fn consume(&self, link: &Link, drain: &CancellationToken) -> Result<(), BrokerError> {
@@ -89,10 +89,12 @@ impl Consumer {
         topology::prepare_consumer(link, settings).await?;
         drain::look(link, &self.intake).await?;
         let name = link::name(&self.bridge, "consumer");
-        let stream = Stream::open(&settings.mq, &name).await?;
+        // To the same host: the two live and end together, so they need one node, not two.
+        let stream = Stream::open(&settings.mq, link.host(), &name).await?;
         let mut hand = Hand::new(self, stream);
         self.up(true);
-        info!(queue = settings.mq.queue, prefetch = hand.prefetch, "consuming commands");
+        let (queue, prefetch) = (&settings.mq.queue, hand.prefetch);
+        info!(host = %link.host(), queue, prefetch, "consuming commands");
         let mut drained = std::pin::pin!(drain.cancelled());
         loop {
             let renew_at = hand.renew_at();

@@ -24,11 +24,12 @@ use super::BrokerError;
 use super::connection::Link;
 use super::intake::Intake;
 use super::message::{self, Delivered};
-use super::topology::{self, NOT_FOUND};
+use super::topology;
 use crate::command::Address;
 use crate::device::Session;
 use crate::parking::Work;
 use crate::router::Routed;
+use crate::settings::QueueType;
 use crate::settlement::{Settlement, Verdict, Verdicts};
 
 /// Devices that are fetched for at a time, on a channel each. The time goes by in round trips, so
@@ -36,11 +37,15 @@ use crate::settlement::{Settlement, Verdict, Verdicts};
 const DEVICES_AT_A_TIME: usize = 64;
 /// Commands of one device in hand at a time: what a device that is slow holds back in memory.
 const IN_HAND_MAX: usize = 32;
+/// The same where they are parked in a quorum queue. It takes each that is fetched for a consumer of its own, and
+/// when the channel or the node is lost it gives back what they hold in the order of their names, which is
+/// not that of the commands. With one in hand there is no order to lose.
+const IN_HAND_OF_QUORUM_MAX: usize = 1;
 /// Commands of one device fetched last, of which the broker may not know that they are acknowledged:
 /// those in hand, and as many that were acknowledged since the last one was asked for.
 const RECENT_MAX: usize = 2 * IN_HAND_MAX;
 /// How often a queue is looked at again while the broker still takes what was first in it to be in
-/// the hands of a connection that is lost.
+/// the hands of a connection that is lost, or while the node it is on is away.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
 /// Fetches for as long as the connection lasts, or until `stop`; then ends when what is in hand is
@@ -81,8 +86,8 @@ pub(super) async fn look(link: &Link, intake: &Intake) -> Result<(), BrokerError
         link.channel().await?.queue_declare(marker.into(), options, FieldTable::default()).await;
     match looked {
         Ok(_) => parking.set_in_use(),
+        Err(error) if topology::is_missing(&error) => parking.set_never_used(),
         Err(error) => match topology::code(&error) {
-            Some(NOT_FOUND) => parking.set_never_used(),
             Some(_) => {
                 warn!(queue = marker, %error, "cannot look whether anything was parked; taking it that something was.");
                 parking.set_in_use();
@@ -118,8 +123,8 @@ async fn count(link: &Link, queue: &str) -> Result<Option<usize>, BrokerError> {
     let channel = link.channel().await?;
     match channel.queue_declare(queue.into(), options, FieldTable::default()).await {
         Ok(queue) => Ok(usize::try_from(queue.message_count()).ok()),
+        Err(error) if topology::is_missing(&error) => Ok(Some(0)),
         Err(error) => match topology::code(&error) {
-            Some(NOT_FOUND) => Ok(Some(0)),
             Some(_) => Ok(None),
             None => Err(BrokerError::during("counting parked commands")(error)),
         },
@@ -178,6 +183,7 @@ struct Hand<'a> {
     address: &'a Address,
     verdicts: Arc<Verdicts>,
     settled: mpsc::Receiver<Verdict>,
+    in_hand_max: usize,
     /// Commands in hand, with their numbers if this process has parked them.
     open: Vec<(u64, Option<u64>)>,
     /// The ids of those fetched last.
@@ -200,8 +206,12 @@ impl<'a> Hand<'a> {
     fn new(intake: &'a Intake, channel: &'a Channel, address: &'a Address) -> Self {
         let (verdicts, settled) = mpsc::channel(IN_HAND_MAX);
         let verdicts = Verdicts::new(verdicts, intake.devices().metrics.clone());
+        let in_hand_max = match intake.settings.mq.queue_type {
+            QueueType::Classic => IN_HAND_MAX,
+            QueueType::Quorum => IN_HAND_OF_QUORUM_MAX,
+        };
         let (open, recent, returned) = (Vec::new(), VecDeque::new(), false);
-        Self { intake, channel, address, verdicts, settled, open, recent, returned }
+        Self { intake, channel, address, verdicts, settled, in_hand_max, open, recent, returned }
     }
 
     /// Fetches until the broker has nothing more, which is true, or one was given back.
@@ -219,7 +229,7 @@ impl<'a> Hand<'a> {
             if self.returned {
                 break;
             }
-            if self.open.len() >= IN_HAND_MAX {
+            if self.open.len() >= self.in_hand_max {
                 self.wait().await?;
                 continue;
             }
@@ -242,8 +252,13 @@ impl<'a> Hand<'a> {
                 Ok(None) => {
                     stop.run_until_cancelled(devices.parking.until_landed(self.address)).await;
                 }
-                Err(error) if topology::code(&error) == Some(NOT_FOUND) => {
+                Err(error) if topology::is_missing(&error) => {
                     return Ok(session.finish_parked(devices));
+                }
+                // What is parked there comes before what comes now, so its node is waited for.
+                Err(error) if topology::is_away(&error) => {
+                    tokio::time::sleep(LOOK_AGAIN).await;
+                    return Ok(false);
                 }
                 Err(error) => return Err(BrokerError::during("fetching parked commands")(error)),
             }

@@ -36,6 +36,11 @@ impl Jobs {
         Self { work, live_max, queue: Mutex::default() }
     }
 
+    /// What is told when there is a job.
+    pub(crate) fn work(&self) -> Arc<Notify> {
+        Arc::clone(&self.work)
+    }
+
     /// Takes up a job.
     pub(crate) fn push(&self, job: Job) {
         let mut queue = self.lock();

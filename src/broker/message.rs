@@ -29,9 +29,11 @@ const TRACE_MAX: usize = 256;
 const AT_HEADER: &str = "x-at";
 /// How often a quorum queue has had the message given back.
 const RETURNS_HEADER: &str = "x-delivery-count";
+/// What a quorum queue puts on a message each time it delivers it, which is not of the message.
+const OF_THE_QUEUE: [&str; 2] = [RETURNS_HEADER, "x-acquired-count"];
 /// What must not come with a command that is tried again: what was said of the first try, what would say
 /// that it is older than that, what the broker adds, and what would route it to further queues.
-const NOT_AGAIN: [&str; 17] = [
+const NOT_AGAIN: [&str; 15] = [
     OUTCOME_HEADER,
     REASON_HEADER,
     ADDRESS_HEADER,
@@ -39,8 +41,6 @@ const NOT_AGAIN: [&str; 17] = [
     PARKED_UNTIL_HEADER,
     PARKED_BY_HEADER,
     TIMESTAMP_MS_HEADER,
-    RETURNS_HEADER,
-    "x-acquired-count",
     "x-death",
     "x-first-death-exchange",
     "x-first-death-queue",
@@ -152,14 +152,14 @@ impl Message {
         reply_to.filter(|name| !name.is_empty())
     }
 
-    /// The message's headers without those in `without`; none at all if they are so large that the
+    /// The message's headers without those in `without` and those of the queue it came from; none at all if they are so large that the
     /// broker would refuse a frame with one header more.
     fn headers(&self, without: &[&str]) -> FieldTable {
         let mut headers = FieldTable::default();
         let all =
             self.properties.headers().as_ref().filter(|all| table_size(all) <= HEADERS_BYTES_MAX);
         for (name, value) in all.into_iter().flat_map(|all| all.inner()) {
-            if !without.contains(&name.as_str()) {
+            if !without.contains(&name.as_str()) && !OF_THE_QUEUE.contains(&name.as_str()) {
                 headers.insert(name.clone(), value.clone());
             }
         }
@@ -281,7 +281,7 @@ impl Message {
 
     /// The properties of a copy that takes the message's place.
     pub(super) fn renewed_properties(&self) -> BasicProperties {
-        self.with_headers(self.headers(&[RETURNS_HEADER, "x-acquired-count", "CC", "BCC"]))
+        self.with_headers(self.headers(&["CC", "BCC"]))
     }
 
     fn header(&self, name: &str) -> Option<&AMQPValue> {

@@ -1,7 +1,7 @@
 //! `ParkedQueues`: the queues in which commands wait for devices that are not connected, one each.
 //!
-//! They are durable and classic: one device's commands are few, and there may be very many such
-//! queues. A queue that is not used vanishes, later than anything parked in it can live. A marker
+//! They are durable, and of the type of the command queue: what waits there must not be lost sooner than what
+//! waits here. A queue that is not used vanishes, later than anything parked in it can live. A marker
 //! queue tells a bridge that starts whether anything was ever parked here; if not, no device that
 //! connects has to be asked about.
 
@@ -20,7 +20,7 @@ use super::decode::PARK_TTL_MAX;
 use super::topology::{self, PRECONDITION_FAILED};
 use crate::command::Address;
 use crate::parking::Parking;
-use crate::settings::Settings;
+use crate::settings::{QueueType, Settings};
 
 /// A queue in which nothing was parked and from which nothing was fetched for this long vanishes,
 /// and what is in it would vanish untold: so it is longer than anything may be parked.
@@ -30,6 +30,11 @@ const EXPIRES: Duration = PARK_TTL_MAX.saturating_add(Duration::from_secs(24 * 3
 const DECLARED_FOR: Duration = Duration::from_secs(3600);
 /// Queues remembered as declared; beyond it all are forgotten and declared again.
 const DECLARED_MAX: usize = 100_000;
+
+/// How often a quorum queue takes a command back, each time that a link breaks before it is acknowledged. Without
+/// a limit RabbitMQ 3 puts what comes back behind everything else, and RabbitMQ 4 has one of 20 and takes the
+/// command for expired then; so there is one that is never reached.
+const RETURNS_MAX: i32 = 1_000_000;
 
 /// What is known of the queues on one connection.
 pub(super) struct ParkedQueues<'a> {
@@ -55,7 +60,7 @@ impl<'a> ParkedQueues<'a> {
         }
         if !self.marker_is_declared {
             let marker = self.settings.mq.parked_prefix.clone();
-            self.declare(&marker, FieldTable::default()).await?;
+            self.declare(&marker, self.of_its_type()).await?;
             self.parking.set_in_use();
             self.marker_is_declared = true;
         }
@@ -69,17 +74,27 @@ impl<'a> ParkedQueues<'a> {
         Ok(())
     }
 
+    fn of_its_type(&self) -> FieldTable {
+        let mut arguments = FieldTable::default();
+        arguments.insert("x-queue-type".into(), text(self.settings.mq.queue_type.word()));
+        arguments
+    }
+
     /// What the broker does with a command that is parked for too long: it passes it on to the
     /// undelivered exchange under the key that commands have.
     fn arguments(&self) -> FieldTable {
         let mq = &self.settings.mq;
-        let text = |text: &str| AMQPValue::LongString(LongString::from(text));
-        let mut arguments = FieldTable::default();
+        let mut arguments = self.of_its_type();
         let expires = i64::try_from(EXPIRES.as_millis()).unwrap_or(i64::MAX);
-        arguments.insert("x-queue-type".into(), text("classic"));
         arguments.insert("x-expires".into(), AMQPValue::LongLongInt(expires));
         arguments.insert("x-dead-letter-exchange".into(), text(&mq.undelivered_exchange));
         arguments.insert("x-dead-letter-routing-key".into(), text(mq.command_key()));
+        if mq.queue_type == QueueType::Quorum {
+            arguments.insert("x-delivery-limit".into(), AMQPValue::LongInt(RETURNS_MAX));
+            // It keeps the command until the queue it is passed on to has it, which needs this overflow.
+            arguments.insert("x-dead-letter-strategy".into(), text("at-least-once"));
+            arguments.insert("x-overflow".into(), text("reject-publish"));
+        }
         arguments
     }
 
@@ -102,4 +117,8 @@ impl<'a> ParkedQueues<'a> {
         })?;
         Ok(usize::try_from(declared.message_count()).unwrap_or(usize::MAX))
     }
+}
+
+fn text(text: &str) -> AMQPValue {
+    AMQPValue::LongString(LongString::from(text))
 }

@@ -15,6 +15,7 @@ use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use super::cluster::Cluster;
 use super::connection::Link;
 use super::message::PERSISTENT;
 use super::parked_queues::ParkedQueues;
@@ -41,6 +42,7 @@ const CONFIRM_WINDOW: usize = 256;
 #[derive(Debug)]
 pub(crate) struct Publisher {
     settings: Arc<Settings>,
+    cluster: Arc<Cluster>,
     run: Run,
     jobs: Arc<Jobs>,
     presence: Arc<Presence>,
@@ -79,19 +81,29 @@ impl Item {
 }
 
 impl Publisher {
-    /// A publisher of jobs, of presence and of what `devices` send; `work` tells it of them.
+    /// A publisher of jobs, of presence and of what `devices` send; what tells of jobs tells it of them.
     pub(crate) fn new(
         settings: Arc<Settings>,
+        cluster: Arc<Cluster>,
         run: Run,
         jobs: Arc<Jobs>,
         presence: Arc<Presence>,
         devices: Arc<Devices>,
         outlet: Arc<Outlet>,
-        work: Arc<Notify>,
     ) -> Self {
-        let (again, turn) = (VecDeque::new(), 0);
-        let farewell = false;
-        Self { settings, run, jobs, presence, devices, outlet, work, again, turn, farewell }
+        Self {
+            settings,
+            cluster,
+            run,
+            work: jobs.work(),
+            jobs,
+            presence,
+            devices,
+            outlet,
+            again: VecDeque::new(),
+            turn: 0,
+            farewell: false,
+        }
     }
 
     /// Publishes until `finish`, and then until all is confirmed. True if it was.
@@ -107,7 +119,7 @@ impl Publisher {
     }
 
     async fn attempt(&mut self, finish: &CancellationToken) -> Result<(), BrokerError> {
-        let link = Link::open(&self.settings.mq, &self.run.bridge, "publisher").await?;
+        let link = self.cluster.open(&self.run.bridge, "publisher").await?;
         let prepared = tokio::select! {
             prepared = self.prepare(&link) => prepared,
             error = link.lost() => Err(error),
@@ -117,14 +129,14 @@ impl Publisher {
                 let parking = Arc::clone(&self.devices.parking);
                 let mut queues = ParkedQueues::new(&link, Arc::clone(&self.settings), parking);
                 self.devices.metrics.broker_up(metrics::Link::Publisher, true);
+                info!(host = %link.host(), "publishing");
                 self.publish(&link, &channel, &mut queues, finish).await
             }
             Err(error) => Err(error),
         };
         self.devices.metrics.broker_up(metrics::Link::Publisher, false);
         self.devices.metrics.broker_blocked(false);
-        link.close().await;
-        result
+        link.end(result).await
     }
 
     /// A channel that confirms, once what is published to is there.

@@ -25,7 +25,7 @@ use super::BrokerError;
 use super::acks::Ack;
 use super::connection::{self as link, CLOSE_TIMEOUT};
 use super::message::{Delivered, Message};
-use crate::settings::Broker;
+use crate::settings::{Broker, Endpoint};
 
 /// The channel of what concerns the connection as a whole, and the only other one.
 const CONNECTION: u16 = 0;
@@ -60,10 +60,14 @@ enum Came {
 }
 
 impl Stream {
-    /// Opens a connection, which bears `name` in RabbitMQ's own lists, and consumes.
-    pub(super) async fn open(mq: &Broker, name: &str) -> Result<Self, BrokerError> {
+    /// Opens a connection to `host`, which bears `name` in RabbitMQ's own lists, and consumes.
+    pub(super) async fn open(
+        mq: &Broker,
+        host: &Endpoint,
+        name: &str,
+    ) -> Result<Self, BrokerError> {
         let opening = async {
-            let socket = link::dial(mq, link::read_ca(mq)?, |_| Ok(())).await;
+            let socket = link::dial(mq, host, link::read_ca(mq, host)?, |_| Ok(())).await;
             let mut stream = Self {
                 wire: Wire::new(socket.map_err(|(error, _)| error)?),
                 queue: mq.queue.clone(),
@@ -71,12 +75,12 @@ impl Stream {
                 partial: None,
                 early: VecDeque::new(),
             };
-            stream.agree(mq, name).await.map_err(|error| link::refused(mq, error))?;
+            stream.agree(mq, name).await.map_err(|error| link::refused(mq, host, error))?;
             stream.consume().await?;
             Ok(stream)
         };
         let opened = timeout(mq.connect_timeout, opening).await;
-        opened.unwrap_or_else(|_| Err(link::silent(mq)))
+        opened.unwrap_or_else(|_| Err(link::silent(mq, host)))
     }
 
     /// Starts a consumer, with all its credit.

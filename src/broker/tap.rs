@@ -20,6 +20,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
+use super::cluster::Cluster;
 use super::connection::Link;
 use super::{BrokerError, topology};
 use crate::live::{Event, Heard, Kind, Kinds, Live, Reader};
@@ -41,6 +42,7 @@ const TRY_AGAIN: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub(crate) struct Tap {
     settings: Arc<Settings>,
+    cluster: Arc<Cluster>,
     run: Run,
     live: Arc<Live>,
     /// Whether it was said that there can be none.
@@ -48,14 +50,19 @@ pub(crate) struct Tap {
 }
 
 impl Tap {
-    pub(crate) fn new(settings: Arc<Settings>, run: Run, live: Arc<Live>) -> Self {
-        Self { settings, run, live, said: AtomicBool::new(false) }
+    pub(crate) fn new(
+        settings: Arc<Settings>,
+        cluster: Arc<Cluster>,
+        run: Run,
+        live: Arc<Live>,
+    ) -> Self {
+        Self { settings, cluster, run, live, said: AtomicBool::new(false) }
     }
 
     /// Publishes on a connection of its own until `finish`.
     pub(crate) async fn run(self, finish: CancellationToken) {
         loop {
-            let opening = Link::open(&self.settings.mq, &self.run.bridge, "tap");
+            let opening = self.cluster.open(&self.run.bridge, "tap");
             let opened = tokio::select! {
                 opened = opening => opened,
                 () = finish.cancelled() => return,
@@ -68,9 +75,9 @@ impl Tap {
                     error = link.lost() => Some(error),
                     () = finish.cancelled() => None,
                 };
-                if let Some(error) = &ended
-                    && link.lost().now_or_never().is_none()
-                {
+                if link.lost().now_or_never().is_some() {
+                    link.failed();
+                } else if let Some(error) = &ended {
                     self.complain(error);
                     wait = TRY_AGAIN;
                 }

@@ -4,6 +4,8 @@
 //! channel of its own, because the broker closes the channel that asks for what is not there. A type
 //! the bridge cannot work with is an error that names the object and the setting.
 
+use std::sync::Arc;
+
 use lapin::options::{
     BasicConsumeOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions,
 };
@@ -13,10 +15,11 @@ use lapin::{Channel, ErrorKind, ExchangeKind};
 use tracing::{info, warn};
 
 use super::BrokerError;
+use super::cluster::Cluster;
 use super::connection::Link;
-use crate::settings::{QueueType, Settings};
+use crate::settings::{Endpoint, QueueType, Settings};
 
-pub(super) const NOT_FOUND: u16 = 404;
+const NOT_FOUND: u16 = 404;
 const ACCESS_REFUSED: u16 = 403;
 pub(super) const PRECONDITION_FAILED: u16 = 406;
 
@@ -30,10 +33,23 @@ enum Missing {
     Tell,
 }
 
-/// Connects as the bridge would and looks at what it needs, without changing anything. Gives one
+/// Connects to each host as the bridge would and looks at what it needs, without changing anything. Gives one
 /// sentence for each thing that is missing and would be declared.
-pub async fn check(settings: &Settings) -> Result<Vec<String>, BrokerError> {
-    let link = Link::open(&settings.mq, &settings.bridge_name(), "consumer").await?;
+pub async fn check(settings: &Settings) -> Vec<(Endpoint, Result<Vec<String>, BrokerError>)> {
+    let (cluster, mut checked) = (Cluster::new(&settings.mq), Vec::new());
+    for host in settings.mq.endpoints() {
+        let looked = check_host(&cluster, &host, settings).await;
+        checked.push((host, looked));
+    }
+    checked
+}
+
+async fn check_host(
+    cluster: &Arc<Cluster>,
+    host: &Endpoint,
+    settings: &Settings,
+) -> Result<Vec<String>, BrokerError> {
+    let link = Link::open(cluster, host, &settings.bridge_name(), "consumer").await?;
     let looked = async {
         let mut found = for_consumer(&link, settings, Missing::Tell).await?;
         found.extend(for_publisher(&link, settings, Missing::Tell).await?);
@@ -181,7 +197,7 @@ async fn exchange(
     };
     match declare(link.channel().await?, true).await {
         Ok(()) => return Ok(Found::Existing),
-        Err(error) if code(&error) == Some(NOT_FOUND) => {}
+        Err(error) if is_missing(&error) => {}
         Err(error) => {
             return Err(refusal(object, &error, "check the permissions of MQ_USERNAME"));
         }
@@ -206,7 +222,7 @@ async fn queue(
     let object = format!("queue `{name}`");
     match declare_queue(&link.channel().await?, name, None).await {
         Ok(()) => return Ok(Found::Existing),
-        Err(error) if code(&error) == Some(NOT_FOUND) => {}
+        Err(error) if is_missing(&error) => {}
         Err(error) => {
             let advice =
                 "the bridge needs a queue that other connections may use, and permission for it";
@@ -337,6 +353,17 @@ fn amqp(error: &lapin::Error) -> Option<&AMQPError> {
 
 pub(super) fn code(error: &lapin::Error) -> Option<u16> {
     amqp(error).map(AMQPError::get_id)
+}
+
+/// Whether the broker says that there is no such thing. Of a classic queue whose node is away it says almost the
+/// same, and that queue comes again with all that is in it.
+pub(super) fn is_missing(error: &lapin::Error) -> bool {
+    code(error) == Some(NOT_FOUND) && !is_away(error)
+}
+
+/// Whether it is there, on a node of the cluster that is not.
+pub(super) fn is_away(error: &lapin::Error) -> bool {
+    says(error, NOT_FOUND, "is down or inaccessible")
 }
 
 fn says(error: &lapin::Error, with_code: u16, what: &str) -> bool {

@@ -19,6 +19,7 @@ use tokio::time::timeout;
 pub(crate) use letter::Letter;
 
 use super::client::unpublished;
+use super::cluster::Cluster;
 use super::connection::Link;
 use super::message::{Delivered, Message};
 use super::requests::made_id;
@@ -71,13 +72,14 @@ pub(crate) struct Listed {
 #[derive(Debug)]
 pub(crate) struct Undelivered {
     settings: Arc<Settings>,
+    cluster: Arc<Cluster>,
     bridge: Arc<str>,
     turn: Semaphore,
 }
 
 impl Undelivered {
-    pub(crate) fn new(settings: Arc<Settings>, bridge: Arc<str>) -> Self {
-        Self { settings, bridge, turn: Semaphore::new(1) }
+    pub(crate) fn new(settings: Arc<Settings>, cluster: Arc<Cluster>, bridge: Arc<str>) -> Self {
+        Self { settings, cluster, bridge, turn: Semaphore::new(1) }
     }
 
     /// The first messages of the queue, at most `limit`.
@@ -128,8 +130,7 @@ impl Undelivered {
     ) -> Result<T, Trouble> {
         let turn = timeout(TURN_LIMIT, self.turn.acquire()).await;
         let Ok(Ok(_turn)) = turn else { return Err(Trouble::Busy) };
-        let mq = &self.settings.mq;
-        let link = Link::open(mq, &self.bridge, "requests").await?;
+        let link = self.cluster.open(&self.bridge, "requests").await?;
         let looked = async {
             tokio::select! {
                 looked = what(&link) => looked,
@@ -142,6 +143,9 @@ impl Undelivered {
                 "the broker did not answer all that was asked within {limit}"
             )))
         });
+        if matches!(looked, Err(Trouble::Broker(_))) {
+            link.failed();
+        }
         link.close().await;
         looked
     }

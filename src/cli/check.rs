@@ -16,15 +16,19 @@ pub(super) async fn run(settings: Settings) -> ExitCode {
             "devices: this system does not tell what a device's TCP stack has acknowledged ({error}); a command with confirm `received` is invalid here"
         ),
     }
-    let mut code = ExitCode::SUCCESS;
-    match broker::check(&settings).await {
-        Ok(missing) => {
-            missing.iter().for_each(|sentence| println!("broker: {sentence}"));
-            println!("broker: {}:{} can be used", settings.mq.host, settings.mq.port);
-        }
-        Err(error) => {
-            eprintln!("broker: {error}");
-            code = ExitCode::from(EXIT_UNAVAILABLE);
+    let mut code = ExitCode::from(EXIT_UNAVAILABLE);
+    for (host, looked) in broker::check(&settings).await {
+        match looked {
+            Ok(missing) => {
+                // What is missing on one node of a cluster is so on all.
+                if code != ExitCode::SUCCESS {
+                    missing.iter().for_each(|sentence| println!("broker: {sentence}"));
+                }
+                println!("broker: {host} can be used");
+                // One is enough for a bridge.
+                code = ExitCode::SUCCESS;
+            }
+            Err(error) => eprintln!("broker: {error}"),
         }
     }
     if settings.database_is_set {

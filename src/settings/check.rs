@@ -31,6 +31,14 @@ pub(super) fn broker(mq: &Broker, errors: &mut Vec<String>) {
         let heartbeat = format_duration(mq.heartbeat);
         errors.push(format!("MQ_HEARTBEAT: expected 1s to 65535s, got {heartbeat}"));
     }
+    let endpoints = mq.endpoints();
+    let twice = endpoints
+        .iter()
+        .enumerate()
+        .find(|(at, it)| endpoints.iter().take(*at).any(|earlier| earlier == *it));
+    if let Some((_, endpoint)) = twice {
+        errors.push(format!("MQ_HOST: expected each host once, got {endpoint} twice"));
+    }
     readable("MQ_CA_FILE", mq.ca_file.as_deref(), errors);
 }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use super::hosts::Hosts;
 use super::record::{DatabaseUrl, Keep, Kinds};
 use super::value::{
     CertificateName, Confirm, Field, Identity, IfOffline, LineEnding, LineMax, Listen, LogFormat,
@@ -68,7 +69,7 @@ macro_rules! section {
 section! {
     /// The RabbitMQ side: where the broker is, and what the bridge uses on it.
     Broker, RawBroker, BROKER_ROWS, "MQ_";
-    host: String = "MQ_HOST", "localhost", "Host name or address of the broker.";
+    host: Hosts = "MQ_HOST", "localhost", "Host name or address of the broker; of a cluster's nodes, with commas between, each with its port if that is not `MQ_PORT`, as in `mq1,mq2:5673,[fd00::3]:5673`.";
     port: u16 = "MQ_PORT", "5672", "Port of the broker (5671 is usual with `MQ_TLS=on`).";
     vhost: String = "MQ_VHOST", "/", "Virtual host.";
     username: String = "MQ_USERNAME", "guest", "User to log in as.";

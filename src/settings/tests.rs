@@ -91,6 +91,18 @@ fn all_errors_are_told_at_once_each_with_its_variable() {
 }
 
 #[test]
+fn the_hosts_of_the_broker_are_each_there_once() {
+    let wrong = errors(&[("MQ_HOST", "mq1,mq2:amqp")]);
+    assert!(wrong[0].starts_with("MQ_HOST: expected ") && wrong[0].ends_with(", got mq2:amqp"));
+    let twice = [("MQ_HOST", "mq1,mq2,mq1:5672")];
+    assert_eq!(errors(&twice), ["MQ_HOST: expected each host once, got mq1:5672 twice"]);
+    let [host, other] = [twice[0], ("MQ_PORT", "5671")];
+    let settings = read(&[host, other]).expect("two ports of one host");
+    let shown: Vec<String> = settings.mq.endpoints().iter().map(ToString::to_string).collect();
+    assert_eq!(shown, ["mq1:5671", "mq2:5671", "mq1:5672"]);
+}
+
+#[test]
 fn a_duration_needs_a_unit() {
     let error = errors(&[("SHUTDOWN_GRACE", "5")]).remove(0);
     assert!(error.contains("with a unit, as in 10s or 500ms"), "{error}");

@@ -19,7 +19,7 @@ impl<'de, T: Value> Deserialize<'de> for Field<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
         let shown = || {
-            if T::SECRET { "something else" } else { text.as_str() }
+            if T::SECRET { "something else" } else { T::wrong_part(&text) }
         };
         Ok(Self(
             T::read(&text).ok_or_else(|| format!("expected {}, got {}", T::expected(), shown())),
@@ -48,6 +48,10 @@ pub(super) trait Value: Sized {
     fn expected() -> &'static str;
     /// The value of `text`, if it is one.
     fn read(text: &str) -> Option<Self>;
+    /// What of a `text` that is none an error shows.
+    fn wrong_part(text: &str) -> &str {
+        text
+    }
 }
 
 impl Value for String {

@@ -17,6 +17,7 @@ mod api_docs;
 mod bad_peers;
 mod black_hole;
 mod bridge_loss;
+mod broker_cluster;
 mod broker_loss;
 mod check;
 mod cli;

@@ -15,7 +15,7 @@ fn the_broker_is_reached_over_tls_and_only_if_its_certificate_is_trusted() {
     let stranger = authority(files.path(), "stranger");
     let (certificate, key) = server_certificate(files.path(), "trusted");
     let port = free_port();
-    let listeners = format!("[{{\"127.0.0.1\",{port}}}]");
+    let listeners = format!("[{{\"127.0.0.1\",{port}}},{{\"127.0.0.2\",{port}}}]");
     let options = format!(
         "[{{cacertfile,{trusted:?}}},{{certfile,{certificate:?}}},{{keyfile,{key:?}}},{{verify,verify_none}}]"
     );
@@ -29,6 +29,12 @@ fn the_broker_is_reached_over_tls_and_only_if_its_certificate_is_trusted() {
         scene.publish(&command("127.0.0.2", "OVER TLS"));
         assert_eq!(device.line(), "OVER TLS\r\n");
     }
+    // A host is held to its own name: the certificate has not that of the first.
+    let both = tls.clone().set("MQ_HOST", "127.0.0.2,localhost").set("MQ_CA_FILE", &trusted);
+    let end = both.run(&["check"]);
+    assert_eq!(end.code, Some(0), "{end:?}");
+    assert!(end.stderr.contains(&format!("no TLS with the broker at 127.0.0.2:{port}")), "{end:?}");
+    assert!(end.stdout.contains(&format!("localhost:{port} can be used")), "{end:?}");
     for (why, setup) in [
         ("signed by another authority", tls.clone().set("MQ_CA_FILE", &stranger)),
         ("signed by an authority the system does not know", tls.clone()),

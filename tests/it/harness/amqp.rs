@@ -13,7 +13,7 @@ use lapin::options::{
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{
     BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, Consumer,
-    ExchangeKind,
+    ExchangeKind, PublisherConfirm,
 };
 
 use super::wait::{DEADLINE, block_on, eventually, runtime};
@@ -39,7 +39,7 @@ impl Amqp {
         })
     }
 
-    async fn open(port: u16) -> lapin::Result<Self> {
+    pub(super) async fn open(port: u16) -> lapin::Result<Self> {
         let uri = format!("amqp://guest:guest@127.0.0.1:{port}/%2f").parse().expect("an AMQP URI");
         let connection = Connection::connect_uri(uri, ConnectionProperties::default()).await?;
         let channel = connection.create_channel().await?;
@@ -87,6 +87,18 @@ impl Amqp {
                 confirmed(confirm.await);
             }
         });
+    }
+
+    /// Begins to publish: mandatory, and the confirm is still to come.
+    pub(super) async fn begin(
+        &self,
+        exchange: &str,
+        key: &str,
+        body: &[u8],
+        properties: BasicProperties,
+    ) -> lapin::Result<PublisherConfirm> {
+        let options = BasicPublishOptions { mandatory: true, immediate: false };
+        self.channel.basic_publish(exchange.into(), key.into(), options, body, properties).await
     }
 
     #[track_caller]

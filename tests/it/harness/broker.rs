@@ -24,6 +24,9 @@ pub(crate) struct Broker {
     port: u16,
     settings: String,
     plugins: &'static str,
+    /// The ports of all nodes of its cluster, with blanks between; and the secret they share.
+    cluster: String,
+    cookie: String,
     node: Mutex<Option<Child>>,
 }
 
@@ -53,7 +56,28 @@ impl Broker {
         (Self::started(settings, "rabbitmq_management"), port)
     }
 
+    /// Nodes that become one cluster when they start.
+    pub(super) fn cluster(count: usize, settings: &str) -> Vec<Self> {
+        let mut nodes: Vec<Self> =
+            (0..count).map(|_| Self::stopped(settings.to_owned(), "")).collect();
+        let ports: Vec<String> = nodes.iter().map(|node| node.port.to_string()).collect();
+        let mut random = [0; 16];
+        let mut source = fs::File::open("/dev/urandom").expect("random numbers");
+        source.read_exact(&mut random).expect("random numbers");
+        let cookie = format!("{:032x}", u128::from_ne_bytes(random));
+        for node in &mut nodes {
+            (node.cluster, node.cookie) = (ports.join(" "), cookie.clone());
+        }
+        nodes
+    }
+
     fn started(settings: String, plugins: &'static str) -> Self {
+        let broker = Self::stopped(settings, plugins);
+        broker.start();
+        broker
+    }
+
+    fn stopped(settings: String, plugins: &'static str) -> Self {
         assert!(
             Path::new("/usr/lib/rabbitmq/bin/rabbitmq-server").exists(),
             "these tests need a real broker and rabbitmq-server is not installed: run `apt-get install rabbitmq-server`"
@@ -64,9 +88,8 @@ impl Broker {
             .expect("a temporary directory")
             .keep();
         reaper::remove(&dir);
-        let broker = Self { dir, port: free_port(), settings, plugins, node: Mutex::new(None) };
-        broker.start();
-        broker
+        let (cluster, cookie) = (String::new(), String::new());
+        Self { dir, port: free_port(), settings, plugins, cluster, cookie, node: Mutex::new(None) }
     }
 
     pub(crate) fn port(&self) -> u16 {
@@ -86,6 +109,8 @@ impl Broker {
             .arg(self.port.to_string())
             .env("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", &self.settings)
             .env("RABBITLINE_BROKER_PLUGINS", self.plugins)
+            .env("RABBITLINE_BROKER_CLUSTER", &self.cluster)
+            .env("RABBITLINE_BROKER_COOKIE", &self.cookie)
             .stdin(Stdio::null())
             .stdout(output.try_clone().expect("a second handle"))
             .stderr(output)
@@ -108,6 +133,11 @@ impl Broker {
     #[track_caller]
     pub(crate) fn sync(&self) {
         self.ctl(&["eval", "mnesia:sync_log()."]);
+    }
+
+    /// Whether it was started, and not killed since.
+    pub(super) fn is_started(&self) -> bool {
+        self.node.lock().unwrap_or_else(std::sync::PoisonError::into_inner).is_some()
     }
 
     /// Ends the node at once, as a crash would.

@@ -1,7 +1,7 @@
 //! A stream of numbered commands to a fleet, and the check that it arrived: every command at its own device, at least
 //! once, and for each device in order of first receipt.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use serde_json::Value;
 
@@ -18,6 +18,7 @@ pub(crate) struct Stream {
 pub(crate) struct Arrived {
     pub(crate) missing: Vec<String>,
     pub(crate) duplicates: usize,
+    pub(crate) overtaken: Vec<String>,
 }
 
 impl Stream {
@@ -36,6 +37,12 @@ impl Stream {
         Self { sent, total }
     }
 
+    /// What was sent otherwise: so many to each device, with these lines.
+    pub(super) fn of(sent: Vec<usize>) -> Self {
+        let total = sent.iter().sum();
+        Self { sent, total }
+    }
+
     pub(crate) fn total(&self) -> usize {
         self.total
     }
@@ -44,7 +51,15 @@ impl Stream {
     /// order; says what did not come and how much came again.
     #[track_caller]
     pub(crate) fn arrived(&self, fleet: &Fleet) -> Arrived {
-        let (mut missing, mut duplicates) = (Vec::new(), 0);
+        let arrived = self.arrived_in_any_order(fleet);
+        assert_eq!(arrived.overtaken, Vec::<String>::new(), "the order of first receipt");
+        arrived
+    }
+
+    /// The same, and which commands came first when a later one of their device had come.
+    #[track_caller]
+    pub(crate) fn arrived_in_any_order(&self, fleet: &Fleet) -> Arrived {
+        let (mut missing, mut duplicates, mut overtaken) = (Vec::new(), 0, Vec::new());
         for (device, sent) in self.sent.iter().enumerate() {
             let received = fleet.lines(device);
             let expected: Vec<String> = (0..*sent).map(|number| line(device, number)).collect();
@@ -55,13 +70,19 @@ impl Stream {
             let mut firsts = Vec::new();
             let mut seen = HashSet::new();
             firsts.extend(received.iter().filter(|line| seen.insert(*line)));
-            let in_order: Vec<&String> =
-                expected.iter().filter(|line| seen.contains(line)).collect();
-            assert_eq!(firsts, in_order, "{}: the order of first receipt", address(device));
+            let number: HashMap<&String, usize> = expected.iter().zip(0..).collect();
+            let mut latest = 0;
+            for first in &firsts {
+                let number = number.get(first).copied().expect("a line that was sent");
+                if number < latest {
+                    overtaken.push((*first).clone());
+                }
+                latest = latest.max(number);
+            }
             duplicates += received.len() - firsts.len();
             missing.extend(expected.iter().filter(|line| !seen.contains(line)).cloned());
         }
-        Arrived { missing, duplicates }
+        Arrived { missing, duplicates, overtaken }
     }
 }
 
@@ -70,6 +91,6 @@ pub(crate) fn line_of(body: &Value) -> String {
     body["cmd"].as_str().expect("a string").to_owned()
 }
 
-fn line(device: usize, number: usize) -> String {
+pub(super) fn line(device: usize, number: usize) -> String {
     format!("device {device} command {number}")
 }
