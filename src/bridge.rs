@@ -16,7 +16,7 @@ use tracing::{info, warn};
 
 use crate::access::gate::Total;
 use crate::backlog::{self, Backlog};
-use crate::broker::{Cluster, Consumer, Intake, Jobs, Publisher, Requester, Tap, Undelivered};
+use crate::broker::{Consumer, Intake, Jobs, Nodes, Publisher, Requester, Tap, Undelivered};
 use crate::device::{Devices, Door, EndReason, Hall, Listener, Options, Registry, Rules, Sweeper};
 use crate::feed::{Feed, Outlet};
 use crate::groups::{Groups, Listed};
@@ -264,9 +264,9 @@ impl Parts {
             groups,
             wires,
         });
-        let cluster = Cluster::new(&settings.mq);
+        let nodes = Nodes::new(&settings.mq);
         let consumer = Consumer {
-            cluster: Arc::clone(&cluster),
+            nodes: Arc::clone(&nodes),
             intake: Intake::new(
                 Arc::clone(&settings),
                 Router::new(Arc::clone(&devices), stalled_max),
@@ -275,17 +275,17 @@ impl Parts {
             bridge: Arc::clone(&bridge),
             consuming: Arc::new(AtomicBool::new(false)),
         };
-        let (of, to) = (Arc::clone(&settings), Arc::clone(&cluster));
+        let (of, to) = (Arc::clone(&settings), Arc::clone(&nodes));
         let tap = Tap::new(of, to, run.clone(), Arc::clone(&live));
         let consuming = Arc::clone(&consumer.consuming);
-        let (http, requester) = http(&settings, &cluster, &run, &devices, trail, live, consuming);
+        let (http, requester) = http(&settings, &nodes, &run, &devices, trail, live, consuming);
         let outlet = Arc::new(Outlet::new(Arc::clone(&work)));
         let (source, url) = (&settings.source, &settings.redis.url);
         let (to, of) = (Arc::clone(&outlet), Arc::clone(&devices));
         let feed = Feed::new(source, url, &bridge, to, of);
         let feed = feed.map_err(|error| wrong("REDIS_URL", error))?;
         let publisher =
-            Publisher::new(settings, cluster, run, jobs, presence, Arc::clone(&devices), outlet);
+            Publisher::new(settings, nodes, run, jobs, presence, Arc::clone(&devices), outlet);
         Ok(Self { devices, consumer, publisher, tap, requester, feed, http })
     }
 }
@@ -314,7 +314,7 @@ fn parking(settings: &Settings) -> Parking {
 /// What HTTP reads and hands on to; and the task that publishes for it.
 fn http(
     settings: &Arc<Settings>,
-    cluster: &Arc<Cluster>,
+    nodes: &Arc<Nodes>,
     run: &Run,
     devices: &Arc<Devices>,
     trail: Arc<Trail>,
@@ -324,9 +324,9 @@ fn http(
     let (settings, bridge) = (Arc::clone(settings), &run.bridge);
     let expires_ms = settings.process.expires_ms();
     let wires = devices.wires.clone();
-    let cluster = Arc::clone(cluster);
+    let nodes = Arc::clone(nodes);
     let (requests, requester) =
-        Requester::new(Arc::clone(&settings), Arc::clone(&cluster), Arc::clone(bridge), wires);
+        Requester::new(Arc::clone(&settings), Arc::clone(&nodes), Arc::clone(bridge), wires);
     let stats = Stats::new(devices.metrics.clone(), run.clone());
     let state = HttpState {
         devices: Arc::clone(devices),
@@ -335,7 +335,7 @@ fn http(
         run: run.clone(),
         expires_ms,
         requests: Arc::new(requests),
-        undelivered: Arc::new(Undelivered::new(settings, cluster, Arc::clone(bridge))),
+        undelivered: Arc::new(Undelivered::new(settings, nodes, Arc::clone(bridge))),
         stats: Arc::new(stats),
         consuming,
         draining: Arc::new(AtomicBool::new(false)),

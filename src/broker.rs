@@ -9,7 +9,6 @@
 
 mod acks;
 pub mod client;
-mod cluster;
 mod collector;
 mod connection;
 mod consumer;
@@ -19,6 +18,7 @@ mod heartbeat;
 mod intake;
 mod jobs;
 mod message;
+mod nodes;
 mod parked_queues;
 mod publication;
 mod publisher;
@@ -30,13 +30,13 @@ mod tap_client;
 mod topology;
 mod undelivered;
 
-pub(crate) use cluster::Cluster;
 pub(crate) use collector::{Collector, Keeper, Letter};
 pub(crate) use consumer::Consumer;
 pub(crate) use decode::{Recipients, Terms};
 pub(crate) use intake::Intake;
 pub(crate) use jobs::Jobs;
 pub use message::Message;
+pub(crate) use nodes::Nodes;
 pub(crate) use publisher::Publisher;
 pub(crate) use requests::{
     BODY_MAX as REQUEST_BODY_MAX, Gathered, Requester, Requests, Unpublished,

@@ -25,7 +25,7 @@ use self::batch::Batch;
 use self::event::Event;
 use self::store::{Store, StoreError};
 use self::watch::Watch;
-use crate::broker::{Cluster, Collector, Keeper, Letter, Retry};
+use crate::broker::{Collector, Keeper, Letter, Nodes, Retry};
 use crate::clock::{self, Moment};
 use crate::settings::{Keep, Kinds, Settings};
 
@@ -54,8 +54,8 @@ impl Recorder {
         let (drain, give_up) = (CancellationToken::new(), CancellationToken::new());
         let settings = Arc::new(settings);
         let records = Arc::new(Records::new(&settings, give_up.clone()));
-        let cluster = Cluster::new(&settings.mq);
-        let collector = Collector { settings, cluster, keeper: Arc::clone(&records) };
+        let nodes = Nodes::new(&settings.mq);
+        let collector = Collector { settings, nodes, keeper: Arc::clone(&records) };
         let collector = tokio::spawn(collector.run(drain.clone()));
         let housekeeper = tokio::spawn(Arc::clone(&records).keep_house(drain.clone()));
         Self { records, drain, give_up, collector, housekeeper }

@@ -12,9 +12,9 @@ use lapin::{BasicProperties, Channel, Confirmation, Consumer};
 use tokio::time::{Instant, timeout_at};
 
 use super::BrokerError;
-use super::cluster::Cluster;
 use super::connection::Link;
 use super::message::PERSISTENT;
+use super::nodes::Nodes;
 use crate::clock::Moment;
 use crate::settings::Settings;
 
@@ -53,7 +53,7 @@ pub async fn send(
     mut receipt: impl FnMut(&[u8]) -> bool,
 ) -> Result<bool, BrokerError> {
     let mq = &settings.mq;
-    let link = Cluster::new(mq).open("send", "publisher").await?;
+    let link = Nodes::new(mq).open("send", "publisher").await?;
     let (channel, mut replies) = with_receipts(&link).await?;
     let properties = BasicProperties::default()
         .with_content_type("application/json".into())
@@ -101,7 +101,7 @@ pub async fn watch(
     settings: &Settings,
     key: &str,
 ) -> Result<impl Stream<Item = Result<Vec<u8>, BrokerError>> + use<>, BrokerError> {
-    let link = Cluster::new(&settings.mq).open("watch", "consumer").await?;
+    let link = Nodes::new(&settings.mq).open("watch", "consumer").await?;
     let channel = link.channel().await?;
     let queue = private_queue(&channel, FieldTable::default()).await?;
     let exchange = settings.mq.events_exchange.as_str();

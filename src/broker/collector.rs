@@ -11,8 +11,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use super::cluster::Cluster;
 use super::connection::Link;
+use super::nodes::Nodes;
 use super::retry::Retry;
 use super::{BrokerError, topology};
 use crate::clock;
@@ -39,7 +39,7 @@ pub(crate) trait Keeper: Send + Sync + 'static {
 #[derive(Debug)]
 pub(crate) struct Collector<K> {
     pub(crate) settings: Arc<Settings>,
-    pub(crate) cluster: Arc<Cluster>,
+    pub(crate) nodes: Arc<Nodes>,
     pub(crate) keeper: Arc<K>,
 }
 
@@ -68,7 +68,7 @@ impl<K: Keeper> Collector<K> {
 
     /// Collects on one connection. Ends well only when told to.
     async fn attempt(&self, drain: &CancellationToken) -> Result<End, BrokerError> {
-        let opening = self.cluster.open(NAME, "consumer");
+        let opening = self.nodes.open(NAME, "consumer");
         let link = tokio::select! {
             () = drain.cancelled() => return Ok(End::Done),
             link = opening => link?,

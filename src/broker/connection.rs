@@ -20,7 +20,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::BrokerError;
-use super::cluster::Cluster;
+use super::nodes::Nodes;
 use crate::settings::{Broker, Endpoint};
 
 /// A close that the broker does not answer is cut off after this: the connection is of no use then.
@@ -37,19 +37,19 @@ type Slot<T> = Arc<Mutex<Option<T>>>;
 pub(super) struct Link {
     connection: Connection,
     socket: Option<Socket>,
-    cluster: Arc<Cluster>,
+    nodes: Arc<Nodes>,
     host: Endpoint,
 }
 
 impl Link {
     /// Opens a connection to `host` for `purpose`, whose name it bears in RabbitMQ's own lists.
     pub(super) async fn open(
-        cluster: &Arc<Cluster>,
+        nodes: &Arc<Nodes>,
         host: &Endpoint,
         bridge: &str,
         purpose: &str,
     ) -> Result<Self, BrokerError> {
-        let mq = cluster.mq();
+        let mq = nodes.mq();
         let ca = read_ca(mq, host)?;
         let socket: Slot<Socket> = Slot::default();
         let refusal: Slot<BrokerError> = Slot::default();
@@ -74,8 +74,8 @@ impl Link {
         let opening = Connection::connector(uri(mq, host), runtime, connect, properties);
         match timeout(mq.connect_timeout, opening).await {
             Ok(Ok(connection)) => {
-                let (cluster, host) = (Arc::clone(cluster), host.clone());
-                Ok(Self { connection, socket: take(&socket), cluster, host })
+                let (nodes, host) = (Arc::clone(nodes), host.clone());
+                Ok(Self { connection, socket: take(&socket), nodes, host })
             }
             Ok(Err(error)) => {
                 shut(take(&socket));
@@ -96,7 +96,7 @@ impl Link {
     /// Something on it has failed that another host may do better: the next attempt of whatever connection
     /// begins elsewhere.
     pub(super) fn failed(&self) {
-        self.cluster.failed(&self.host);
+        self.nodes.failed(&self.host);
     }
 
     /// Closes it after what was done on it, whose error then names the host; and counts for one.

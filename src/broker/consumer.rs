@@ -16,10 +16,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use super::acks::Acks;
-use super::cluster::Cluster;
 use super::connection::{self as link, Link};
 use super::intake::{Intake, Taken};
 use super::message::Delivered;
+use super::nodes::Nodes;
 use super::retry::Retry;
 use super::stream::Stream;
 use super::{BrokerError, drain, topology};
@@ -41,7 +41,7 @@ const PROOF_GRACE: Duration = Duration::from_millis(5);
 #[derive(Debug)]
 pub(crate) struct Consumer {
     pub(crate) intake: Intake,
-    pub(crate) cluster: Arc<Cluster>,
+    pub(crate) nodes: Arc<Nodes>,
     pub(crate) bridge: Arc<str>,
     /// True while commands are being taken off the queue.
     pub(crate) consuming: Arc<AtomicBool>,
@@ -66,7 +66,7 @@ impl Consumer {
         give_up: &CancellationToken,
     ) -> Result<(), BrokerError> {
         // For what is looked at and declared, and for what is parked.
-        let opening = self.cluster.open(&self.bridge, "parked");
+        let opening = self.nodes.open(&self.bridge, "parked");
         let link = tokio::select! {
             () = drain.cancelled() => return Ok(()),
             link = opening => link?,

@@ -15,9 +15,9 @@ use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::cluster::Cluster;
 use super::connection::Link;
 use super::message::PERSISTENT;
+use super::nodes::Nodes;
 use super::parked_queues::ParkedQueues;
 use super::publication::{Publication, Refusal, begin};
 use super::retry::Retry;
@@ -42,7 +42,7 @@ const CONFIRM_WINDOW: usize = 256;
 #[derive(Debug)]
 pub(crate) struct Publisher {
     settings: Arc<Settings>,
-    cluster: Arc<Cluster>,
+    nodes: Arc<Nodes>,
     run: Run,
     jobs: Arc<Jobs>,
     presence: Arc<Presence>,
@@ -84,7 +84,7 @@ impl Publisher {
     /// A publisher of jobs, of presence and of what `devices` send; what tells of jobs tells it of them.
     pub(crate) fn new(
         settings: Arc<Settings>,
-        cluster: Arc<Cluster>,
+        nodes: Arc<Nodes>,
         run: Run,
         jobs: Arc<Jobs>,
         presence: Arc<Presence>,
@@ -93,7 +93,7 @@ impl Publisher {
     ) -> Self {
         Self {
             settings,
-            cluster,
+            nodes,
             run,
             work: jobs.work(),
             jobs,
@@ -119,7 +119,7 @@ impl Publisher {
     }
 
     async fn attempt(&mut self, finish: &CancellationToken) -> Result<(), BrokerError> {
-        let link = self.cluster.open(&self.run.bridge, "publisher").await?;
+        let link = self.nodes.open(&self.run.bridge, "publisher").await?;
         let prepared = tokio::select! {
             prepared = self.prepare(&link) => prepared,
             error = link.lost() => Err(error),

@@ -20,8 +20,8 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use super::cluster::Cluster;
 use super::connection::Link;
+use super::nodes::Nodes;
 use super::{BrokerError, topology};
 use crate::live::{Event, Heard, Kind, Kinds, Live, Reader};
 use crate::run::Run;
@@ -42,7 +42,7 @@ const TRY_AGAIN: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub(crate) struct Tap {
     settings: Arc<Settings>,
-    cluster: Arc<Cluster>,
+    nodes: Arc<Nodes>,
     run: Run,
     live: Arc<Live>,
     /// Whether it was said that there can be none.
@@ -52,17 +52,17 @@ pub(crate) struct Tap {
 impl Tap {
     pub(crate) fn new(
         settings: Arc<Settings>,
-        cluster: Arc<Cluster>,
+        nodes: Arc<Nodes>,
         run: Run,
         live: Arc<Live>,
     ) -> Self {
-        Self { settings, cluster, run, live, said: AtomicBool::new(false) }
+        Self { settings, nodes, run, live, said: AtomicBool::new(false) }
     }
 
     /// Publishes on a connection of its own until `finish`.
     pub(crate) async fn run(self, finish: CancellationToken) {
         loop {
-            let opening = self.cluster.open(&self.run.bridge, "tap");
+            let opening = self.nodes.open(&self.run.bridge, "tap");
             let opened = tokio::select! {
                 opened = opening => opened,
                 () = finish.cancelled() => return,

@@ -12,8 +12,8 @@ use tokio::time::{interval, sleep};
 
 use super::BrokerError;
 use super::client::private_queue;
-use super::cluster::Cluster;
 use super::connection::Link;
+use super::nodes::Nodes;
 use super::tap::{MISSED, PROBE};
 use crate::settings::Settings;
 
@@ -50,7 +50,7 @@ impl Tapped {
         kinds: &[&str],
         prefix: Option<&str>,
     ) -> Result<Self, BrokerError> {
-        let link = Cluster::new(&settings.mq).open("tap", "consumer").await?;
+        let link = Nodes::new(&settings.mq).open("tap", "consumer").await?;
         let channel = link.channel().await?;
         let mut arguments = FieldTable::default();
         arguments.insert("x-max-length".into(), AMQPValue::LongInt(OVERFLOW_MAX));

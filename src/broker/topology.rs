@@ -15,8 +15,8 @@ use lapin::{Channel, ErrorKind, ExchangeKind};
 use tracing::{info, warn};
 
 use super::BrokerError;
-use super::cluster::Cluster;
 use super::connection::Link;
+use super::nodes::Nodes;
 use crate::settings::{Endpoint, QueueType, Settings};
 
 const NOT_FOUND: u16 = 404;
@@ -36,20 +36,20 @@ enum Missing {
 /// Connects to each host as the bridge would and looks at what it needs, without changing anything. Gives one
 /// sentence for each thing that is missing and would be declared.
 pub async fn check(settings: &Settings) -> Vec<(Endpoint, Result<Vec<String>, BrokerError>)> {
-    let (cluster, mut checked) = (Cluster::new(&settings.mq), Vec::new());
+    let (nodes, mut checked) = (Nodes::new(&settings.mq), Vec::new());
     for host in settings.mq.endpoints() {
-        let looked = check_host(&cluster, &host, settings).await;
+        let looked = check_host(&nodes, &host, settings).await;
         checked.push((host, looked));
     }
     checked
 }
 
 async fn check_host(
-    cluster: &Arc<Cluster>,
+    nodes: &Arc<Nodes>,
     host: &Endpoint,
     settings: &Settings,
 ) -> Result<Vec<String>, BrokerError> {
-    let link = Link::open(cluster, host, &settings.bridge_name(), "consumer").await?;
+    let link = Link::open(nodes, host, &settings.bridge_name(), "consumer").await?;
     let looked = async {
         let mut found = for_consumer(&link, settings, Missing::Tell).await?;
         found.extend(for_publisher(&link, settings, Missing::Tell).await?);

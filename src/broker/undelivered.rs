@@ -19,9 +19,9 @@ use tokio::time::timeout;
 pub(crate) use letter::Letter;
 
 use super::client::unpublished;
-use super::cluster::Cluster;
 use super::connection::Link;
 use super::message::{Delivered, Message};
+use super::nodes::Nodes;
 use super::requests::made_id;
 use super::{BrokerError, topology};
 use crate::clock::Moment;
@@ -72,14 +72,14 @@ pub(crate) struct Listed {
 #[derive(Debug)]
 pub(crate) struct Undelivered {
     settings: Arc<Settings>,
-    cluster: Arc<Cluster>,
+    nodes: Arc<Nodes>,
     bridge: Arc<str>,
     turn: Semaphore,
 }
 
 impl Undelivered {
-    pub(crate) fn new(settings: Arc<Settings>, cluster: Arc<Cluster>, bridge: Arc<str>) -> Self {
-        Self { settings, cluster, bridge, turn: Semaphore::new(1) }
+    pub(crate) fn new(settings: Arc<Settings>, nodes: Arc<Nodes>, bridge: Arc<str>) -> Self {
+        Self { settings, nodes, bridge, turn: Semaphore::new(1) }
     }
 
     /// The first messages of the queue, at most `limit`.
@@ -130,7 +130,7 @@ impl Undelivered {
     ) -> Result<T, Trouble> {
         let turn = timeout(TURN_LIMIT, self.turn.acquire()).await;
         let Ok(Ok(_turn)) = turn else { return Err(Trouble::Busy) };
-        let link = self.cluster.open(&self.bridge, "requests").await?;
+        let link = self.nodes.open(&self.bridge, "requests").await?;
         let looked = async {
             tokio::select! {
                 looked = what(&link) => looked,

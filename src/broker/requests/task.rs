@@ -18,10 +18,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::super::BrokerError;
 use super::super::client::{DIRECT_REPLY_TO, unpublished, with_receipts};
-use super::super::cluster::Cluster;
 use super::super::connection::Link;
 use super::super::decode::Defaults;
 use super::super::message::{PERSISTENT, stamped};
+use super::super::nodes::Nodes;
 use super::super::retry::Retry;
 use super::{CLOSED, CONFIRM_LIMIT, REQUESTS_MAX, Refusal, Request, Requests, Waiters};
 use crate::clock::Moment;
@@ -32,7 +32,7 @@ use crate::settings::Settings;
 #[derive(Debug)]
 pub(crate) struct Requester {
     settings: Arc<Settings>,
-    cluster: Arc<Cluster>,
+    nodes: Arc<Nodes>,
     bridge: Arc<str>,
     requests: mpsc::Receiver<Request>,
     waiters: Arc<Waiters>,
@@ -55,7 +55,7 @@ impl Requester {
     /// The task, and what hands it commands. `wires` is what devices speak.
     pub(crate) fn new(
         settings: Arc<Settings>,
-        cluster: Arc<Cluster>,
+        nodes: Arc<Nodes>,
         bridge: Arc<str>,
         wires: Vec<Wire>,
     ) -> (Requests, Self) {
@@ -63,14 +63,14 @@ impl Requester {
         let (queue, requests) = mpsc::channel(REQUESTS_MAX);
         let handle = Requests {
             defaults: Defaults::of(&settings, wires),
-            limit: cluster.open_limit() + CONFIRM_LIMIT,
+            limit: nodes.open_limit() + CONFIRM_LIMIT,
             room: Arc::new(Semaphore::new(REQUESTS_MAX)),
             queue,
             waiters: Arc::clone(&waiters),
             numbers: AtomicU64::new(1),
         };
         let (blocked, returned) = (None, HashSet::new());
-        (handle, Self { settings, cluster, bridge, requests, waiters, blocked, returned })
+        (handle, Self { settings, nodes, bridge, requests, waiters, blocked, returned })
     }
 
     /// Publishes until `stop`.
@@ -106,7 +106,7 @@ impl Requester {
         self.returned.clear();
         let link = tokio::select! {
             () = stop.cancelled() => return Ok(()),
-            link = self.cluster.open(&self.bridge, "requests") => link?,
+            link = self.nodes.open(&self.bridge, "requests") => link?,
         };
         let result = tokio::select! {
             result = self.serve(&link, next, stop) => result,

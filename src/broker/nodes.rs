@@ -1,4 +1,4 @@
-//! `Cluster`: the hosts of `MQ_HOST`, and which of them the next attempt to connect begins with.
+//! `Nodes`: the hosts of `MQ_HOST`, and which of them the next attempt to connect begins with.
 //!
 //! There is one for all connections of a process: what one of them learns of a host the next attempt of each
 //! goes by, so that a node which is away is waited for once. Connections that are open are left alone. Each
@@ -17,13 +17,13 @@ use crate::settings::{Broker, Endpoint};
 
 /// Where the broker is.
 #[derive(Debug)]
-pub(crate) struct Cluster {
+pub(crate) struct Nodes {
     mq: Broker,
     /// Held to read or turn a short list, never across an await.
     hosts: Mutex<Preference>,
 }
 
-impl Cluster {
+impl Nodes {
     /// The hosts in the settings, in an order drawn by lot.
     pub(crate) fn new(mq: &Broker) -> Arc<Self> {
         // Without random numbers: in the order in which they are listed.
