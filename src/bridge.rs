@@ -16,7 +16,8 @@ use tracing::{info, warn};
 
 use crate::access::gate::Total;
 use crate::backlog::{self, Backlog};
-use crate::broker::{Consumer, Intake, Jobs, Publisher, Requester, Tap, Undelivered};
+use crate::broker::{Consumer, Intake, Jobs, Publisher, Requester, Routes, Tap, Undelivered};
+use crate::cluster::Cluster;
 use crate::device::{Devices, Door, EndReason, Hall, Listener, Options, Registry, Rules, Sweeper};
 use crate::feed::{Feed, Outlet};
 use crate::groups::{Groups, Listed};
@@ -39,6 +40,9 @@ use crate::uplink::Uplink;
 /// the commands in hand have had the rest.
 const REPORT_SHARE: u32 = 4;
 
+/// The part of it that is kept for that when the other bridges are to be told first.
+const LEAVE_SHARE: u32 = 10;
+
 /// RabbitMQ gives up a connection after two heartbeats without a byte; one more for its timers.
 const HEARTBEATS_TO_NOTICE: u32 = 3;
 
@@ -59,6 +63,9 @@ pub struct Bridge {
     finish: CancellationToken,
     sweeper: JoinHandle<()>,
     consumer: JoinHandle<()>,
+    /// Ends the exchange with the other bridges, once no device is connected.
+    leave: CancellationToken,
+    routes: Option<JoinHandle<bool>>,
     publisher: JoinHandle<bool>,
     tap: JoinHandle<()>,
     requester: JoinHandle<()>,
@@ -79,11 +86,13 @@ impl Bridge {
         let door = Arc::new(Door::of_topics(first, &bridge));
         let options = Options::of(&first.device);
         let wires = listeners.iter().map(Listener::wire).collect();
-        let Parts { devices, consumer, publisher, tap, requester, feed, http } =
+        let Parts { devices, consumer, routes, publisher, tap, requester, feed, http } =
             Parts::new(settings, bridge, wires)?;
 
         let (drain, give_up, finish) =
             (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
+        let leave = CancellationToken::new();
+        let routes = routes.map(|routes| tokio::spawn(routes.run(leave.clone())));
         let sessions = TaskTracker::new();
         let draining = Arc::clone(&http.draining);
         let publisher = tokio::spawn(publisher.run(finish.clone()));
@@ -115,6 +124,8 @@ impl Bridge {
             finish,
             sweeper,
             consumer,
+            leave,
+            routes,
             publisher,
             tap,
             requester,
@@ -148,6 +159,15 @@ impl Bridge {
         self.sessions.close();
         // Sessions end as soon as they are told to.
         clean &= timeout_at(end, self.sessions.wait()).await.is_ok();
+        self.leave.cancel();
+        if let Some(routes) = &mut self.routes
+            && !matches!(timeout_at(end - grace / LEAVE_SHARE, routes).await, Ok(Ok(true)))
+        {
+            warn!(
+                "not all that came for this bridge's devices was passed on to other bridges in time; one of them takes it over."
+            );
+            clean = false;
+        }
         self.give_up.cancel();
         if !self.consumer.is_finished() {
             clean &= timeout_at(end, &mut self.consumer).await.is_ok();
@@ -214,6 +234,7 @@ impl Fronts {
 struct Parts {
     devices: Arc<Devices>,
     consumer: Consumer,
+    routes: Option<Routes>,
     publisher: Publisher,
     tap: Tap,
     requester: Requester,
@@ -231,11 +252,14 @@ impl Parts {
         let metrics = Metrics::new();
         let work = Arc::new(Notify::new());
         let stalled_max = usize::from(settings.mq.stalled_max.get());
-        let unsettled_max = usize::from(settings.mq.prefetch.get()) + stalled_max;
-        let jobs = Arc::new(Jobs::new(Arc::clone(&work), unsettled_max));
+        let jobs = Arc::new(Jobs::new(Arc::clone(&work), unsettled_max(&settings)));
         let run = Run::begin(Arc::clone(&bridge));
         let live = Arc::new(Live::new(Mask::new(settings.process.live_mask.as_ref())));
-        let presence = Presence::new(run.clone(), Arc::clone(&work), Arc::clone(&live));
+        let is_one_of_several = settings.process.cluster.is_on();
+        let cluster = || Arc::new(Cluster::new(Arc::clone(&bridge), metrics.clone()));
+        let cluster = is_one_of_several.then(cluster);
+        let presence =
+            Presence::new(run.clone(), Arc::clone(&work), Arc::clone(&live), cluster.clone());
         let presence = Arc::new(presence);
         let trail = Arc::new(Trail::default());
         let new = |last| {
@@ -251,7 +275,12 @@ impl Parts {
             outcomes(&settings, &work),
             run.clone(),
         );
-        let registry = Registry::new(Arc::clone(&presence), Arc::clone(&trail), metrics.clone());
+        let registry = Registry::new(
+            Arc::clone(&presence),
+            Arc::clone(&trail),
+            metrics.clone(),
+            cluster.clone(),
+        );
         let devices = Arc::new(Devices {
             registry,
             reporter: Arc::new(reporter),
@@ -263,13 +292,13 @@ impl Parts {
             proving: AtomicUsize::new(0),
             groups,
             wires,
+            cluster: cluster.clone(),
         });
+        let router = Router::new(Arc::clone(&devices), stalled_max);
+        let intake = Arc::new(Intake::new(Arc::clone(&settings), router, Arc::clone(&trail)));
+        let routes = cluster.map(|cluster| Routes { intake: Arc::clone(&intake), cluster });
         let consumer = Consumer {
-            intake: Intake::new(
-                Arc::clone(&settings),
-                Router::new(Arc::clone(&devices), stalled_max),
-                Arc::clone(&trail),
-            ),
+            intake,
             bridge: Arc::clone(&bridge),
             consuming: Arc::new(AtomicBool::new(false)),
         };
@@ -283,7 +312,7 @@ impl Parts {
         let feed = feed.map_err(|error| wrong("REDIS_URL", error))?;
         let publisher =
             Publisher::new(settings, run, jobs, presence, Arc::clone(&devices), outlet, work);
-        Ok(Self { devices, consumer, publisher, tap, requester, feed, http })
+        Ok(Self { devices, consumer, routes, publisher, tap, requester, feed, http })
     }
 }
 
@@ -300,11 +329,19 @@ fn outcomes(settings: &Settings, work: &Arc<Notify>) -> Option<Arc<Backlog>> {
     settings.mq.outcome_events.is_on().then(backlog).map(Arc::new)
 }
 
+/// How many deliveries can be unsettled. Commands come by the command queue and, in a cluster, by the inbox.
+fn unsettled_max(settings: &Settings) -> usize {
+    let queues = if settings.process.cluster.is_on() { 2 } else { 1 };
+    let mq = &settings.mq;
+    queues * (usize::from(mq.prefetch.get()) + usize::from(mq.stalled_max.get()))
+}
+
 fn parking(settings: &Settings) -> Parking {
     Parking::new(
         settings.command.parked_max.0,
         settings.command.parked_total_max.0,
         settings.mq.heartbeat * HEARTBEATS_TO_NOTICE,
+        settings.process.cluster.is_on(),
     )
 }
 

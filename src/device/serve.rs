@@ -45,7 +45,7 @@ impl Session {
     /// Serves the connection to its end, then takes it out of the registry.
     /// `rest` is what the device has sent behind its hello.
     pub(crate) async fn serve(self: Arc<Self>, devices: Arc<Devices>, rest: Vec<u8>) {
-        info!(address = %self.address, peer = %self.peer, epoch = self.epoch, "device connected");
+        info!(address = %self.address, peer = %self.peer, epoch = self.epoch(), "device connected");
         let mut kept = Kept::default();
         let reason = match self.run(rest, &mut kept, &devices).await {
             Ok(never) => match never {},
@@ -55,7 +55,7 @@ impl Session {
         kept.leave_all(&self, &devices);
         devices.registry.remove(&self, reason);
         devices.metrics.device_ended(reason);
-        info!(address = %self.address, peer = %self.peer, epoch = self.epoch, %reason, waited, "device disconnected");
+        info!(address = %self.address, peer = %self.peer, epoch = self.epoch(), %reason, waited, "device disconnected");
     }
 
     async fn run(
@@ -339,7 +339,7 @@ impl Session {
             LineIs::Uplink => false,
         };
         if let Some(uplink) = devices.uplink.as_ref().filter(|_| self.rules.uplink) {
-            uplink.line(&self.address, self.epoch, line, late);
+            uplink.line(&self.address, self.epoch(), line, late);
         }
     }
 }

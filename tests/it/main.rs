@@ -20,6 +20,7 @@ mod bridge_loss;
 mod broker_loss;
 mod check;
 mod cli;
+mod cluster;
 mod console;
 mod copies;
 mod dead_links;
