@@ -5,6 +5,7 @@
 //! address is here once, each command is a delivery that is not settled, and what bridges say is taken out
 //! before more of it is taken off the inbox.
 
+mod bridges;
 pub(crate) mod control;
 
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -16,6 +17,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use tracing::error;
 
+use self::bridges::Bridges;
 use self::control::Control;
 use crate::command::{Address, Reason};
 use crate::metrics::Metrics;
@@ -46,6 +48,10 @@ pub(crate) enum Work {
     Heard(Address, Control),
     /// Commands were parked for a device that no bridge had.
     Parked(Address),
+    /// Tell a bridge that was not known that this one is there.
+    Greet(Arc<str>),
+    /// Claim again what may have been claimed from a bridge that is gone.
+    ClaimAgain,
 }
 
 /// What this bridge owes the others.
@@ -57,8 +63,9 @@ pub(crate) struct Cluster {
     pub(crate) routing: AtomicBool,
     /// Tells the task that there is something to do.
     work: Notify,
-    /// Held for a few map operations, never across an await, and nothing is locked while it is.
+    /// Each held for a few map operations, never across an await, and nothing is locked while it is.
     board: Mutex<Board>,
+    bridges: Mutex<Bridges>,
 }
 
 #[derive(Debug, Default)]
@@ -75,7 +82,8 @@ impl Cluster {
     /// Owes nothing yet.
     pub(crate) fn new(bridge: Arc<str>, metrics: Metrics) -> Self {
         let (routing, work) = (AtomicBool::new(false), Notify::new());
-        Self { bridge, metrics, routing, work, board: Mutex::default() }
+        let (board, bridges) = (Mutex::default(), Mutex::default());
+        Self { bridge, metrics, routing, work, board, bridges }
     }
 
     /// A device has come or gone, or what was to be said of it is said. While there is no connection nothing
@@ -180,6 +188,66 @@ impl Cluster {
         let mut board = self.lock();
         board.changed.clear();
         board.is_changed.clear();
+    }
+
+    /// Another bridge has been heard of.
+    pub(crate) fn heard_of(&self, bridge: &str) {
+        if *bridge == *self.bridge {
+            return;
+        }
+        let (is_new, count) = {
+            let mut bridges = self.bridges();
+            (bridges.heard_of(bridge), bridges.count())
+        };
+        if is_new {
+            self.metrics.bridges(count);
+            // It may have begun behind this one's last heartbeat.
+            self.push(Work::Greet(bridge.into()));
+        }
+    }
+
+    /// The other bridges that are known.
+    pub(crate) fn others(&self) -> Vec<Arc<str>> {
+        self.bridges().names()
+    }
+
+    /// A bridge is connected to the broker.
+    pub(crate) fn is_there(&self, bridge: &str) {
+        self.bridges().is_there(bridge);
+    }
+
+    /// A bridge is not.
+    pub(crate) fn is_missing(&self, bridge: &str) {
+        self.bridges().is_missing(bridge, Instant::now());
+    }
+
+    /// Nothing of a bridge is left at the broker.
+    pub(crate) fn forget_bridge(&self, bridge: &str) {
+        let mut bridges = self.bridges();
+        bridges.forget(bridge);
+        self.metrics.bridges(bridges.count());
+    }
+
+    /// Whether the others are there is not known any more: this bridge itself was not.
+    pub(crate) fn was_away(&self) {
+        self.bridges().reset();
+    }
+
+    /// A bridge that has been missing for so long, to be taken over from.
+    pub(crate) fn take_gone(&self, after: Duration) -> Option<Arc<str>> {
+        self.bridges().take_gone(after, Instant::now())
+    }
+
+    /// The bindings of a bridge are gone: all others are to claim again what they claimed from it.
+    pub(crate) fn left(&self, gone: &str) {
+        for other in self.others().into_iter().filter(|other| **other != *gone) {
+            self.push(Work::Say(other, Control::Left { bridge: gone.to_owned() }));
+        }
+        self.push(Work::ClaimAgain);
+    }
+
+    fn bridges(&self) -> std::sync::MutexGuard<'_, Bridges> {
+        self.bridges.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Board> {

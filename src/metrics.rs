@@ -61,6 +61,8 @@ struct Cluster {
     loops: Counter,
     binding: Gauge,
     handed_over: Counter,
+    taken_over: Counter,
+    bridges: Gauge,
 }
 
 /// What becomes of commands.
@@ -173,6 +175,8 @@ impl Cluster {
             loops: counter(r, "route_loops", "Commands given up because too many bridges have passed them on, which is a bug or a stale binding."),
             binding: gauge(r, "route_pending", "Devices that are connected and not yet bound for the other bridges."),
             handed_over: counter(r, "route_devices_handed_over", "Devices handed over to another bridge that they have connected to."),
+            bridges: gauge(r, "route_bridges", "Other bridges that are known."),
+            taken_over: counter(r, "route_bridges_taken_over", "Bridges that were gone, and whose commands this one has taken on."),
         }
     }
 }
@@ -258,6 +262,16 @@ impl Metrics {
     /// So many devices are connected and not bound.
     pub fn route_pending(&self, count: usize) {
         self.0.cluster.binding.set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    /// So many other bridges are known.
+    pub fn bridges(&self, count: usize) {
+        self.0.cluster.bridges.set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    /// A bridge is gone, and this one takes its commands on.
+    pub fn taken_over(&self) {
+        self.0.cluster.taken_over.inc();
     }
 
     /// Another bridge has a device now that was connected here.

@@ -170,6 +170,11 @@ impl Broker {
         format!("{}.{bridge}", self.route_exchange)
     }
 
+    /// The bridge whose inbox this is, if it is one.
+    pub fn bridge_of<'a>(&self, inbox: &'a str) -> Option<&'a str> {
+        inbox.strip_prefix(&self.route_exchange)?.strip_prefix('.')
+    }
+
     /// The queue that is there as long as a bridge of this name is.
     pub fn alive_queue(&self, bridge: &str) -> String {
         format!("{}.alive", self.inbox(bridge))

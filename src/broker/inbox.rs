@@ -22,35 +22,42 @@ pub(super) fn hear(devices: &Devices, cluster: &Cluster, message: &Message) {
             return;
         }
     };
+    if let Control::Here { bridge, epoch } = &control {
+        devices.registry.heard(*epoch);
+        cluster.heard_of(bridge);
+        return;
+    }
+    if let Control::Left { bridge } = &control {
+        info!(bridge, "another bridge takes over from one that is gone");
+        cluster.push(Work::ClaimAgain);
+        return;
+    }
     let (Control::Claim { address: named, .. }
     | Control::Yielded { address: named, .. }
     | Control::Later { address: named, .. }
     | Control::Gone { address: named }
     | Control::Emptied { address: named, .. }
-    | Control::Parked { address: named }) = &control;
+    | Control::Parked { address: named }) = &control
+    else {
+        return;
+    };
     let Ok(address) = Address::parse(named) else {
         warn!(address = %named, "another bridge speaks of what is no device; it is not heard.");
         return;
     };
-    if let Control::Claim { bridge, epoch, new, .. } = &control
+    if let Control::Claim { bridge, epoch, .. } = &control
         && **bridge != *cluster.bridge
     {
-        claimed(devices, cluster, address, bridge, (*epoch, *new));
+        claimed(devices, cluster, address, bridge, *epoch);
     } else {
         cluster.push(Work::Heard(address, control));
     }
 }
 
 /// Lets a device go that has connected to `bridge`, with what waited for it.
-fn claimed(
-    devices: &Devices,
-    cluster: &Cluster,
-    address: Address,
-    bridge: &str,
-    (epoch, new): (u64, bool),
-) {
+fn claimed(devices: &Devices, cluster: &Cluster, address: Address, bridge: &str, epoch: u64) {
     let to: Arc<str> = bridge.into();
-    match devices.registry.yield_to(devices, &address, epoch, new) {
+    match devices.registry.yield_to(devices, &address, epoch) {
         Yielded::Closed(epoch, unwritten) => {
             info!(%address, bridge = %to, handed_over = unwritten.len(), "the device has connected to another bridge");
             devices.metrics.handed_over();

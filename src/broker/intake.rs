@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::decode::{self, Decoded, Defaults, Invalid, Recipients};
 use super::inbox;
 use super::message::{Delivered, Message, RouteMarks};
+use super::topology::INBOX_TTL;
 use crate::clock::Moment;
 use crate::command::{Address, Command};
 use crate::device::Devices;
@@ -50,12 +51,30 @@ impl Intake {
     ) -> Taken {
         let Delivered { redelivered, mut message, .. } = delivered;
         let mut marks = RouteMarks::default();
+        let mut died = None;
         if let Some(cluster) = &self.devices().cluster {
+            if let Some(queue) = message.died_in()
+                && let Some(bridge) = self.settings.mq.bridge_of(&queue)
+            {
+                // Nobody reads it there.
+                cluster.heard_of(bridge);
+                died = message.expiration_at_death();
+            }
             if message.is_control() {
-                inbox::hear(self.devices(), cluster, &message);
+                // One that died in another bridge's inbox was not meant for this one, and is said again.
+                if from_inbox {
+                    inbox::hear(self.devices(), cluster, &message);
+                }
                 return Taken::Settled(Some(settlement));
             }
             marks = message.unroute();
+            if let Some(expiration) = died {
+                // That of its time which it has spent there is over.
+                let spent = u64::try_from(INBOX_TTL.as_millis()).unwrap_or(u64::MAX);
+                let left_ms = expiration.saturating_sub(spent);
+                let until_ms = Moment::now().wall_ms.saturating_add(left_ms);
+                marks.until_ms = marks.until_ms.or(Some(until_ms));
+            }
         }
         if from_inbox {
             // It came by the address of its device or by the name of this queue.

@@ -32,6 +32,9 @@ const TRACE_MAX: usize = 256;
 const AT_HEADER: &str = "x-at";
 /// How often a quorum queue has had the message given back.
 const RETURNS_HEADER: &str = "x-delivery-count";
+/// What RabbitMQ says of a message that has waited in vain elsewhere.
+const DIED_IN_HEADER: &str = "x-first-death-queue";
+
 /// Headers of a command on its way from bridge to bridge, which are gone once it has arrived: for whom it
 /// is, until when it may be written (milliseconds since 1970), how many bridges have passed it on,
 /// whether the broker has handed it to somebody before, and whether its device was connected to the
@@ -319,6 +322,21 @@ impl Message {
             self.properties = self.properties.clone().with_expiration(expiration);
         }
         marks
+    }
+
+    /// The queue in which it waited in vain before it came here, if it did.
+    pub(super) fn died_in(&self) -> Option<String> {
+        self.text(DIED_IN_HEADER)
+    }
+
+    /// The `expiration` it had when it died: the broker takes it off.
+    pub(super) fn expiration_at_death(&self) -> Option<u64> {
+        let AMQPValue::FieldArray(deaths) = self.header("x-death")? else { return None };
+        let AMQPValue::FieldTable(last) = deaths.as_slice().first()? else { return None };
+        let AMQPValue::LongString(text) = last.inner().get("original-expiration")? else {
+            return None;
+        };
+        std::str::from_utf8(text.as_bytes()).ok()?.parse().ok()
     }
 
     /// Whether bridges say something to each other with it, and it is no command.

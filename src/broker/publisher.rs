@@ -308,8 +308,8 @@ impl Publisher {
     /// That the bridge is there, or will be no more.
     fn heartbeat(&self, online: bool) -> Item {
         let process = &self.settings.process;
-        let (seq, devices) = (self.presence.seq(), self.devices.registry.count());
-        let json = heartbeat::json(&self.run, process, seq, devices, online);
+        let (seq, devices) = (self.presence.seq(), &self.devices.registry);
+        let json = heartbeat::json(&self.run, &self.settings, seq, devices, online);
         let mut item = self.event_item("bridge", &self.run.bridge, json);
         if online {
             item.fleeting = true;

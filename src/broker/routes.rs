@@ -7,10 +7,13 @@
 
 mod followed;
 mod table;
+mod takeover;
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
@@ -74,6 +77,7 @@ impl Routes {
         let events = followed::follow(link, settings).await?;
         topology::open_inbox(link, settings, bridge).await?;
         let mut table = Table::new(&self.intake, &self.cluster, courier);
+        self.cluster.was_away();
         self.cluster.set_routing(true);
         for session in self.intake.devices().registry.all() {
             self.cluster.touch(session.address());
@@ -86,6 +90,7 @@ impl Routes {
         };
         let work = async {
             tokio::pin!(consuming);
+            let mut takeovers = FuturesUnordered::new();
             let mut look = interval(LOOK_EVERY);
             look.set_missed_tick_behavior(MissedTickBehavior::Delay);
             loop {
@@ -94,9 +99,13 @@ impl Routes {
                     biased;
                     consumed = &mut consuming => break consumed,
                     said = table.courier.next() => table.said(said?)?,
+                    Some(()) = takeovers.next(), if !takeovers.is_empty() => {}
                     () = self.cluster.until_work(), if table.courier.has_room() => {}
                     _ = look.tick() => {
                         table.look()?;
+                        if let Some(gone) = self.cluster.take_gone(settings.process.cluster_gone_after) {
+                            takeovers.push(takeover::take_over(&self.intake, &self.cluster, gone));
+                        }
                         if stop.is_cancelled() && table.is_done() && !empty.is_cancelled() {
                             let depth = topology::inbox_depth(link, settings, bridge).await?;
                             if depth.is_none_or(|depth| depth == 0) {
@@ -111,7 +120,7 @@ impl Routes {
         };
         tokio::select! {
             worked = work => worked?,
-            error = followed::hear(events, self.intake.devices(), &self.cluster) => return Err(error),
+            error = followed::hear(events, &settings.mq.route_exchange, self.intake.devices(), &self.cluster) => return Err(error),
         }
         self.cluster.set_routing(false);
         topology::close_inbox(link, settings, bridge).await?;

@@ -4,6 +4,8 @@
 //! channel of its own, because the broker closes the channel that asks for what is not there. A type
 //! the bridge cannot work with is an error that names the object and the setting.
 
+use std::time::Duration;
+
 use lapin::options::{
     BasicConsumeOptions, ExchangeDeclareOptions, ExchangeDeleteOptions, QueueBindOptions,
     QueueDeclareOptions, QueueDeleteOptions,
@@ -19,6 +21,7 @@ use crate::settings::{QueueType, Settings};
 
 pub(super) const NOT_FOUND: u16 = 404;
 const ACCESS_REFUSED: u16 = 403;
+const RESOURCE_LOCKED: u16 = 405;
 pub(super) const PRECONDITION_FAILED: u16 = 406;
 
 /// Matches every key on a topic exchange and stands for none elsewhere.
@@ -87,9 +90,10 @@ pub(super) async fn prepare_routes(
     exchange(link, &mq.route_exchange, ExchangeKind::Direct, Missing::Declare).await?;
     topic_exchange(link, &mq.events_exchange, Missing::Declare, EVENTS_ADVICE).await?;
     let name = mq.inbox(bridge);
+    let ttl_ms = i64::try_from(INBOX_TTL.as_millis()).unwrap_or(i64::MAX);
     let arguments = [
         ("x-queue-type", AMQPValue::LongString(mq.queue_type.word().into())),
-        ("x-message-ttl", AMQPValue::LongInt(INBOX_TTL_MS)),
+        ("x-message-ttl", AMQPValue::LongLongInt(ttl_ms)),
         ("x-dead-letter-exchange", AMQPValue::LongString(mq.exchange.as_str().into())),
         ("x-dead-letter-routing-key", AMQPValue::LongString(mq.command_key().into())),
     ];
@@ -102,17 +106,40 @@ pub(super) async fn prepare_routes(
 
 /// What waits this long in an inbox, which nobody reads then, goes back to the command queue: another bridge
 /// takes it there. Far longer than a bridge takes to connect again.
-const INBOX_TTL_MS: i32 = 60_000;
+pub(super) const INBOX_TTL: Duration = Duration::from_secs(60);
 
 async fn be_alive(link: &Link, name: &str) -> Result<(), BrokerError> {
+    declare_alive(link, name).await.map_err(|error| {
+        if code(&error).is_none() {
+            return BrokerError::during("declaring a queue")(error);
+        }
+        let advice = "another bridge has the same name (give each a BRIDGE_NAME of its own), or is taking over from this one";
+        refusal(format!("queue `{name}`"), &error, advice)
+    })
+}
+
+async fn declare_alive(link: &Link, name: &str) -> lapin::Result<()> {
+    let Ok(channel) = link.channel().await else {
+        return Err(std::io::Error::from(std::io::ErrorKind::ConnectionAborted).into());
+    };
     // Whoever asks whether the bridge is there publishes to it; nothing is kept.
     let arguments = table([("x-message-ttl", AMQPValue::LongInt(0))]);
     let options = QueueDeclareOptions::exclusive();
-    let declared = link.channel().await?.queue_declare(name.into(), options, arguments).await;
-    declared.map(|_| ()).map_err(|error| {
-        let advice = "another bridge has the same name: give each a BRIDGE_NAME of its own";
-        refusal(format!("queue `{name}`"), &error, advice)
-    })
+    channel.queue_declare(name.into(), options, arguments).await.map(|_| ())
+}
+
+/// Begins to act for a bridge that is gone, as long as `link` lasts. False if somebody does already: it
+/// itself, or another that takes over.
+pub(super) async fn act_for(
+    link: &Link,
+    settings: &Settings,
+    gone: &str,
+) -> Result<bool, BrokerError> {
+    match declare_alive(link, &settings.mq.alive_queue(gone)).await {
+        Ok(()) => Ok(true),
+        Err(error) if code(&error) == Some(RESOURCE_LOCKED) => Ok(false),
+        Err(error) => Err(BrokerError::during("taking over")(error)),
+    }
 }
 
 /// Makes a bridge's own exchange anew, to which devices are bound, with its inbox behind it. All bindings that

@@ -11,9 +11,8 @@ pub(crate) const TYPE: &str = "rabbitline.cluster";
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "says", rename_all = "snake_case")]
 pub(crate) enum Control {
-    /// A device has connected to `bridge`: whoever has it is to let it go. `new` if nobody was told of
-    /// the connection before, so that it is the later one whatever its epoch is.
-    Claim { address: String, bridge: String, epoch: u64, new: bool },
+    /// A device has connected to `bridge`: whoever has an earlier connection of it is to let it go.
+    Claim { address: String, bridge: String, epoch: u64 },
     /// The connection that had this epoch is closed and reported, what waited for it is handed over, and
     /// nothing more comes here for the device.
     Yielded { address: String, epoch: u64 },
@@ -23,6 +22,13 @@ pub(crate) enum Control {
     Gone { address: String },
     /// To itself, behind all that came for the device before its binding ended: `to` may have it now.
     Emptied { address: String, to: String, epoch: u64 },
+    /// What came for this bridge is taken on by another, and its bindings are gone: what was claimed from it
+    /// is to be claimed again.
+    Left { bridge: String },
+    /// To one that was not known: this one is there, too, and has given out epochs up to this.
+    Here { bridge: String, epoch: u64 },
+    /// Whether the bridge is there: if it is not, this comes back.
+    Alive,
     /// Commands were parked for the device because no bridge had it.
     Parked { address: String },
 }
@@ -49,16 +55,14 @@ mod tests {
         let address = "10.2.0.7".to_owned();
         let bridge = "b1".to_owned();
         let all = [
-            Control::Claim {
-                address: address.clone(),
-                bridge: bridge.clone(),
-                epoch: 7,
-                new: true,
-            },
+            Control::Claim { address: address.clone(), bridge: bridge.clone(), epoch: 7 },
             Control::Yielded { address: address.clone(), epoch: 7 },
             Control::Later { address: address.clone(), epoch: u64::MAX },
             Control::Gone { address: address.clone() },
             Control::Emptied { address: address.clone(), to: bridge, epoch: 7 },
+            Control::Left { bridge: "b2".to_owned() },
+            Control::Here { bridge: "b2".to_owned(), epoch: 9 },
+            Control::Alive,
             Control::Parked { address },
         ];
         for said in all {

@@ -185,25 +185,25 @@ impl Registry {
         }
     }
 
+    /// The highest epoch that was given out, here or by a bridge that was heard.
+    pub(crate) fn last_epoch(&self) -> u64 {
+        self.lock().last_epoch
+    }
+
     /// Another bridge has given out this epoch: those given out here from now on are higher.
     pub(crate) fn heard(&self, epoch: u64) {
         let mut state = self.lock();
         state.last_epoch = state.last_epoch.max(epoch);
     }
 
-    /// Another bridge claims `address` for a connection of `epoch`, which is as old as the claim if it
-    /// `is_new`: the connection here is closed, unless it is the later one.
-    pub(crate) fn yield_to(
-        &self,
-        devices: &Devices,
-        address: &Address,
-        epoch: u64,
-        is_new: bool,
-    ) -> Yielded {
+    /// Another bridge claims `address` for a connection of `epoch`: the connection here is closed, unless it
+    /// is the later one. A claim may have waited while the device came back.
+    pub(crate) fn yield_to(&self, devices: &Devices, address: &Address, epoch: u64) -> Yielded {
         let mut state = self.lock();
+        state.last_epoch = state.last_epoch.max(epoch);
         let held = state.sessions.get(address).filter(|held| !held.is_closed()).cloned();
         let Some(session) = held else { return Yielded::Nothing };
-        if !is_new && session.epoch() > epoch {
+        if session.epoch() > epoch {
             return Yielded::Later(session.epoch());
         }
         let unwritten = self.give_up(devices, &mut state, &session);

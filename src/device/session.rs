@@ -187,7 +187,7 @@ impl Session {
     }
 
     /// Whether readers of presence know of it, or are about to.
-    pub(crate) fn is_announced(&self) -> bool {
+    pub(super) fn is_announced(&self) -> bool {
         self.announced.load(Ordering::Relaxed)
     }
 

@@ -195,6 +195,7 @@ section! {
     Process, RawProcess, PROCESS_ROWS, "";
     bridge_name: Option<String> = "BRIDGE_NAME", "", "Name of this bridge in events and receipts; unset: the host name.";
     cluster: Switch = "CLUSTER", "off", "`on`: this bridge is one of several that share the devices and the command queue; each needs a `BRIDGE_NAME` of its own.";
+    cluster_gone_after: Duration = "CLUSTER_GONE_AFTER", "5s", "A bridge that has not been connected to the broker for this long is taken over from by another.";
     bridge_heartbeat: Duration = "BRIDGE_HEARTBEAT", "3s", "How often the bridge says in `bridge.<name>` that it is there.";
     last_value_max: Room = "LAST_VALUE_MAX", "16777216", "Bytes of memory for the last line of each device, all together, which is shown to who asks for the state; the oldest goes first. 0: none is kept.";
     last_value_ttl: Option<Duration> = "LAST_VALUE_TTL", "", "A last line is removed after this, and `last.<address>` says so; unset: never.";

@@ -22,7 +22,15 @@ struct Event<'a> {
     bridge: &'a str,
 }
 
-/// Follows presence from now on.
+/// That a bridge is there, as much of it as matters.
+#[derive(Deserialize)]
+struct Beat<'a> {
+    bridge: &'a str,
+    routes: Option<&'a str>,
+    epoch: Option<u64>,
+}
+
+/// Follows presence and heartbeats from now on.
 pub(super) async fn follow(
     link: &Link,
     settings: &Settings,
@@ -30,14 +38,12 @@ pub(super) async fn follow(
     let channel = link.channel().await?;
     let queue = private_queue(&channel, FieldTable::default()).await?;
     let events = settings.mq.events_exchange.as_str();
-    let bound = channel.queue_bind(
-        queue.clone(),
-        events.into(),
-        "presence.#".into(),
-        QueueBindOptions { nowait: false },
-        FieldTable::default(),
-    );
-    bound.await.map_err(BrokerError::during("following presence"))?;
+    for key in ["presence.#", "bridge.#"] {
+        let (options, arguments) = (QueueBindOptions { nowait: false }, FieldTable::default());
+        let bound =
+            channel.queue_bind(queue.clone(), events.into(), key.into(), options, arguments);
+        bound.await.map_err(BrokerError::during("following presence"))?;
+    }
     let options =
         BasicConsumeOptions { no_local: false, no_ack: true, exclusive: true, nowait: false };
     let consuming = channel.basic_consume(queue, "".into(), options, FieldTable::default()).await;
@@ -47,11 +53,20 @@ pub(super) async fn follow(
 /// Takes up what the others tell, until the connection ends.
 pub(super) async fn hear(
     mut events: lapin::Consumer,
+    routes: &str,
     devices: &Devices,
     cluster: &Cluster,
 ) -> BrokerError {
     while let Some(event) = events.next().await {
         match event {
+            Ok(event) if event.routing_key.as_str().starts_with("bridge.") => {
+                let beat = serde_json::from_slice::<Beat<'_>>(&event.data).ok();
+                // There may be others that share nothing but the events.
+                if let Some(beat) = beat.filter(|beat| beat.routes == Some(routes)) {
+                    devices.registry.heard(beat.epoch.unwrap_or_default());
+                    cluster.heard_of(beat.bridge);
+                }
+            }
             Ok(event) => take_up(&event.data, devices, cluster),
             Err(error) => return BrokerError::during("following presence")(error),
         }

@@ -30,6 +30,9 @@ use crate::router::Routed;
 /// device waits no longer. It takes some milliseconds; after this it is dead, or cut off.
 const CLAIM_AGAIN: Duration = Duration::from_secs(5);
 
+/// How often it is asked whether the other bridges are there.
+const ASK_EVERY: Duration = Duration::from_secs(1);
+
 /// How far a device of this bridge is known to the others.
 #[derive(Debug)]
 enum Entry {
@@ -52,6 +55,8 @@ enum Entry {
 enum Sent {
     Command(Order, Option<Arc<str>>),
     Claim(Address),
+    /// Whether this bridge is there.
+    Asked(Arc<str>),
     Said,
 }
 
@@ -69,6 +74,8 @@ pub(super) struct Table<'a> {
     claims: VecDeque<(Instant, Address)>,
     /// Devices that are unbound when nothing that was parked for them is in hand any more.
     fetching: Vec<Address>,
+    /// When the other bridges were asked last whether they are there.
+    asked: Instant,
 }
 
 impl Drop for Table<'_> {
@@ -78,7 +85,7 @@ impl Drop for Table<'_> {
         sent.sort_unstable_by_key(|(number, _)| *number);
         let sent = sent.into_iter().filter_map(|(_, sent)| match sent {
             Sent::Command(order, to) => Some(Work::Command(order, to)),
-            Sent::Claim(_) | Sent::Said => None,
+            Sent::Claim(_) | Sent::Asked(_) | Sent::Said => None,
         });
         let waiting = self.entries.drain().flat_map(|(_, entry)| match entry {
             Entry::Ending { waiting, .. } => waiting,
@@ -101,6 +108,7 @@ impl<'a> Table<'a> {
             binding: VecDeque::new(),
             claims: VecDeque::new(),
             fetching: Vec::new(),
+            asked: Instant::now(),
         }
     }
 
@@ -136,6 +144,15 @@ impl<'a> Table<'a> {
                 self.claim(address)?;
             }
         }
+        if self.asked + ASK_EVERY <= now && self.courier.has_room() {
+            self.asked = now;
+            for bridge in self.cluster.others() {
+                let key = self.intake.settings.mq.alive_queue(&bridge).into();
+                // It vanishes in that queue.
+                let what = control_message(ShortString::default(), key, &Control::Alive, true);
+                self.publish(what, Sent::Asked(bridge))?;
+            }
+        }
         Ok(())
     }
 
@@ -157,14 +174,20 @@ impl<'a> Table<'a> {
                 Some(None) | None => Ok(()),
             },
             Said::Taken(number) => {
-                if let Some(Sent::Command(order, _)) = self.sent.remove(&number) {
-                    self.passed_on(order);
+                match self.sent.remove(&number) {
+                    Some(Sent::Command(order, _)) => self.passed_on(order),
+                    Some(Sent::Asked(bridge)) => self.cluster.is_there(&bridge),
+                    Some(Sent::Claim(_) | Sent::Said) | None => {}
                 }
                 Ok(())
             }
             Said::Returned(number) => match self.sent.remove(&number) {
                 Some(Sent::Command(order, to)) => self.came_back(order, to.is_some()),
                 Some(Sent::Claim(address)) => self.nobody_has(address),
+                Some(Sent::Asked(bridge)) => {
+                    self.cluster.is_missing(&bridge);
+                    Ok(())
+                }
                 Some(Sent::Said) | None => Ok(()),
             },
             Said::Refused(_) => Err(BrokerError::Topology {
@@ -181,6 +204,17 @@ impl<'a> Table<'a> {
             Work::Yield { address, to, epoch } => self.yield_to(address, to, epoch),
             Work::Say(to, control) => self.say(&to, &control),
             Work::Heard(address, control) => self.heard(address, control),
+            Work::Greet(bridge) => {
+                let epoch = self.devices().registry.last_epoch();
+                let own = self.cluster.bridge.to_string();
+                self.say(&bridge, &Control::Here { bridge: own, epoch })
+            }
+            Work::ClaimAgain => {
+                let claimed = |(_, entry): &(&Address, &Entry)| matches!(entry, Entry::Claiming);
+                let all = self.entries.iter().filter(claimed);
+                let all: Vec<Address> = all.map(|(address, _)| address.clone()).collect();
+                all.into_iter().try_for_each(|address| self.claim(address))
+            }
             Work::Parked(address) => {
                 let control = Control::Parked { address: address.to_string() };
                 let (exchange, key) = (self.shared().into(), address.to_string().into());
@@ -264,10 +298,14 @@ impl<'a> Table<'a> {
             address: address.to_string(),
             bridge: self.cluster.bridge.to_string(),
             epoch: session.epoch(),
-            new: !session.is_announced(),
         };
         let (exchange, key) = (self.shared().into(), address.to_string().into());
-        self.publish(control_message(exchange, key, &control, true), Sent::Claim(address))
+        let mut message = control_message(exchange, key, &control, true);
+        // It is made again then. The broker gives what has expired to whoever takes commands off the queue,
+        // who learns from it that nobody reads that inbox.
+        let expiration = CLAIM_AGAIN.as_millis().to_string();
+        message.properties = message.properties.with_expiration(expiration.into());
+        self.publish(message, Sent::Claim(address))
     }
 
     /// No bridge has a device that this one claims.
@@ -352,7 +390,9 @@ impl<'a> Table<'a> {
                 for order in left.unwrap_or_default() {
                     self.cluster.push(Work::Command(order, None));
                 }
-                Ok(())
+                // The device may have connected here once more since it was claimed.
+                let claims = matches!(self.entries.get(&address), Some(Entry::Claiming));
+                if claims && self.is_here(&address) { self.claim(address) } else { Ok(()) }
             }
             Control::Gone { .. } => {
                 if matches!(self.entries.get(&address), Some(Entry::Claiming)) {
@@ -364,6 +404,7 @@ impl<'a> Table<'a> {
                 let address = address.to_string();
                 self.say(&to, &Control::Yielded { address, epoch })
             }
+            Control::Left { .. } | Control::Here { .. } | Control::Alive => Ok(()),
             Control::Parked { .. } => {
                 if devices.wants_parked(&address) {
                     devices.parking.nudged(&address);

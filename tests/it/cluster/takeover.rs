@@ -168,8 +168,9 @@ fn epochs_grow_from_bridge_to_bridge_when_their_clocks_differ() {
             other => Err(format!("{other:?}")),
         }
     });
-    // This one has heard of nothing: its first epoch comes from its clock.
+    // This one was not there when that was told.
     let behind = setup(&scene, "b").start();
+    behind.until_metric("rabbitline_route_bridges", |known| known == 1.0);
     let before = scene.presence();
 
     let _new = behind.device("127.0.0.2");
