@@ -7,7 +7,8 @@ use lapin::types::AMQPValue;
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Bridge, Inbox, Scene, Setup, command, eventually, park, persistent, reply_to, table,
+    Amqp, Bridge, Fleet, Inbox, Scene, Setup, address, command, eventually, park, persistent,
+    reply_to, table,
 };
 
 /// A bridge of a cluster.
@@ -210,4 +211,96 @@ fn a_binding_that_no_bridge_stands_behind_is_no_circle() {
     let mut device = bridges[0].device("127.0.0.9");
     scene.publish(&park("127.0.0.9", "NOW"));
     assert_eq!(device.line(), "NOW\r\n");
+}
+
+#[test]
+fn who_asks_one_bridge_over_http_hears_from_the_bridge_that_has_the_device() {
+    let scene = Scene::new("cluster-http");
+    let presence = scene.presence();
+    let bridges = pair(&scene);
+    let mut device = bridges[1].device("127.0.0.2");
+    until_online(&presence, "127.0.0.2", "b");
+
+    // The broker serves both bridges in turn.
+    for number in 0..4 {
+        let body = command("127.0.0.2", &number.to_string()).to_string();
+        let json = [("content-type", "application/json")];
+        let answer = bridges[0].send("POST", "/commands?wait=30s", &json, &body);
+        assert_eq!(answer.status, 200, "{answer:?}");
+        assert!(answer.body.contains("\"written\""), "{answer:?}");
+        assert_eq!(device.line(), format!("{number}\r\n"));
+    }
+    assert_eq!(bridges[1].outcomes("written"), 4.0);
+    let steps = bridges.each_ref().map(|bridge| bridge.get("/commands?limit=10").body);
+    assert!(steps.iter().any(|steps| steps.contains("\"passed_on\":\"20")), "{steps:?}");
+}
+
+#[test]
+fn a_bridge_that_loses_its_connections_binds_its_devices_anew() {
+    let mut scene = Scene::alone("cluster-lost");
+    let presence = scene.presence();
+    let mut bridges = pair(&scene);
+    let mut devices = ["127.0.0.2", "127.0.0.3"].map(|address| bridges[0].device(address));
+    for address in ["127.0.0.2", "127.0.0.3"] {
+        until_online(&presence, address, "a");
+    }
+
+    scene.broker.ctl(&["close_all_connections", "a test of the operator's hand"]);
+    scene.amqp = Amqp::connect(scene.broker.port());
+    for bridge in &mut bridges {
+        bridge.until_logged(&["retry_in_ms", "routes"]);
+        bridge.until_ready();
+    }
+
+    for (device, address) in devices.iter_mut().zip(["127.0.0.2", "127.0.0.3"]) {
+        let body = command(address, "ON").to_string();
+        scene.amqp.publish_until_taken(&scene.routes(), address, body.as_bytes());
+        assert_eq!(device.line(), "ON\r\n");
+    }
+    assert_eq!(outcomes(&bridges, "offline"), 0.0);
+}
+
+#[test]
+fn a_second_bridge_of_the_same_name_says_so_and_takes_its_turn() {
+    let scene = Scene::new("cluster-twin");
+    let presence = scene.presence();
+    let first = setup(&scene, "a").start();
+    let second = setup(&scene, "a").launch();
+
+    second.until_logged(&["another bridge has the same name"]);
+    assert!(second.until_not_ready().contains("other bridges"));
+    let mut device = first.device("127.0.0.2");
+    until_online(&presence, "127.0.0.2", "a");
+    scene.amqp.publish_until_taken(
+        &scene.routes(),
+        "127.0.0.2",
+        command("127.0.0.2", "ON").to_string().as_bytes(),
+    );
+    assert_eq!(device.line(), "ON\r\n");
+
+    assert_eq!(first.terminate().code, Some(0));
+    let mut second = second;
+    second.until_ready();
+    let mut device = second.device("127.0.0.2");
+    scene.publish(&command("127.0.0.2", "TOO"));
+    assert_eq!(device.line(), "TOO\r\n");
+}
+
+#[test]
+fn many_devices_that_connect_at_once_are_all_bound() {
+    const DEVICES: usize = 2_000;
+    let scene = Scene::new("cluster-storm");
+    let bridges = pair(&scene);
+
+    let fleet = Fleet::start(DEVICES, bridges[0].device_port);
+
+    bridges[0].until_metric("rabbitline_devices_connected", |count| count == DEVICES as f64);
+    for device in 0..DEVICES {
+        let (device, routes) = (address(device), scene.routes());
+        let body = command(&device, "ON").to_string();
+        scene.amqp.publish_until_taken(&routes, &device, body.as_bytes());
+    }
+    eventually("each has its command", || fleet.has(DEVICES));
+    bridges[0].until_metric("rabbitline_route_pending", |pending| pending == 0.0);
+    assert_eq!(outcomes(&bridges, "written"), DEVICES as f64);
 }

@@ -124,15 +124,16 @@ impl<'a> Table<'a> {
                 break;
             }
         }
-        let pending = |entry: &&Entry| matches!(entry, Entry::Claiming | Entry::Binding);
-        if !self.claims.is_empty() || !self.binding.is_empty() {
-            self.devices().metrics.route_pending(self.entries.values().filter(pending).count());
-        }
         self.courier.flush()
     }
 
     /// Looks at what nothing tells of.
     pub(super) fn look(&mut self) -> Result<(), BrokerError> {
+        // Claims are here for longer than what is pending.
+        if !self.claims.is_empty() {
+            let pending = |entry: &&Entry| matches!(entry, Entry::Claiming | Entry::Binding);
+            self.devices().metrics.route_pending(self.entries.values().filter(pending).count());
+        }
         for address in std::mem::take(&mut self.fetching) {
             self.try_to_end(address)?;
         }
