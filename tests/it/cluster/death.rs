@@ -123,3 +123,34 @@ fn a_bridge_that_is_told_to_end_leaves_nothing_behind() {
     assert_eq!(second.metric("rabbitline_route_bridges_taken_over_total"), 0.0);
     assert_eq!(presence.take(1)[0].json()["online"], false);
 }
+
+#[test]
+fn a_cluster_on_quorum_queues_takes_over_and_leaves_nothing_behind_too() {
+    let scene = Scene::new("cluster-quorum");
+    let presence = scene.presence();
+    let start = |name| {
+        let setup = setup(&scene, name).set("CLUSTER_GONE_AFTER", "1s");
+        setup.set("MQ_QUEUE_TYPE", "quorum").start()
+    };
+    let (first, second) = (start("a"), start("b"));
+    second.until_metric("rabbitline_route_bridges", |known| known == 1.0);
+    let old = first.device("127.0.0.2");
+    until_online(&presence, "127.0.0.2", "a");
+    first.program.signal("STOP");
+    for number in 0..3 {
+        let body = command("127.0.0.2", &number.to_string()).to_string();
+        scene.amqp.publish_until_taken(&scene.routes(), "127.0.0.2", body.as_bytes());
+    }
+    let mut device = second.device("127.0.0.2");
+
+    kill(first);
+    drop(old);
+
+    let mut lines: Vec<String> = (0..3).map(|_| device.line()).collect();
+    // A quorum queue puts what was in hand behind the others.
+    lines.sort();
+    assert_eq!(lines, ["0\r\n", "1\r\n", "2\r\n"]);
+    until_gone(&scene, "a");
+    assert_eq!(second.terminate().code, Some(0));
+    until_gone(&scene, "b");
+}
