@@ -16,7 +16,10 @@ use tracing::{info, warn};
 
 use crate::access::gate::Total;
 use crate::backlog::{self, Backlog};
-use crate::broker::{Consumer, Intake, Jobs, Nodes, Publisher, Requester, Tap, Undelivered};
+use crate::broker::{
+    Consumer, Intake, Jobs, Nodes, Publisher, Requester, Routes, Tap, Undelivered,
+};
+use crate::cluster::Cluster;
 use crate::device::{Devices, Door, EndReason, Hall, Listener, Options, Registry, Rules, Sweeper};
 use crate::feed::{Feed, Outlet};
 use crate::groups::{Groups, Listed};
@@ -39,6 +42,9 @@ use crate::uplink::Uplink;
 /// the commands in hand have had the rest.
 const REPORT_SHARE: u32 = 4;
 
+/// The part of it that is kept for that when the other bridges are to be told first.
+const LEAVE_SHARE: u32 = 10;
+
 /// RabbitMQ gives up a connection after two heartbeats without a byte; one more for its timers.
 const HEARTBEATS_TO_NOTICE: u32 = 3;
 
@@ -59,6 +65,9 @@ pub struct Bridge {
     finish: CancellationToken,
     sweeper: JoinHandle<()>,
     consumer: JoinHandle<()>,
+    /// Ends the exchange with the other bridges, once no device is connected.
+    leave: CancellationToken,
+    routes: Option<JoinHandle<bool>>,
     publisher: JoinHandle<bool>,
     tap: JoinHandle<()>,
     requester: JoinHandle<()>,
@@ -79,11 +88,13 @@ impl Bridge {
         let door = Arc::new(Door::of_topics(first, &bridge));
         let options = Options::of(&first.device);
         let wires = listeners.iter().map(Listener::wire).collect();
-        let Parts { devices, consumer, publisher, tap, requester, feed, http } =
+        let Parts { devices, consumer, routes, publisher, tap, requester, feed, http } =
             Parts::new(settings, bridge, wires)?;
 
         let (drain, give_up, finish) =
             (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
+        let leave = CancellationToken::new();
+        let routes = routes.map(|routes| tokio::spawn(routes.run(leave.clone())));
         let sessions = TaskTracker::new();
         let draining = Arc::clone(&http.draining);
         let publisher = tokio::spawn(publisher.run(finish.clone()));
@@ -115,6 +126,8 @@ impl Bridge {
             finish,
             sweeper,
             consumer,
+            leave,
+            routes,
             publisher,
             tap,
             requester,
@@ -148,6 +161,15 @@ impl Bridge {
         self.sessions.close();
         // Sessions end as soon as they are told to.
         clean &= timeout_at(end, self.sessions.wait()).await.is_ok();
+        self.leave.cancel();
+        if let Some(routes) = &mut self.routes
+            && !matches!(timeout_at(end - grace / LEAVE_SHARE, routes).await, Ok(Ok(true)))
+        {
+            warn!(
+                "not all that came for this bridge's devices was passed on to other bridges in time; one of them takes it over."
+            );
+            clean = false;
+        }
         self.give_up.cancel();
         if !self.consumer.is_finished() {
             clean &= timeout_at(end, &mut self.consumer).await.is_ok();
@@ -181,7 +203,7 @@ impl Fronts {
         };
         let listener = bind("HTTP_LISTEN", http.listen).await?;
         let access = Access::new(listener.local_addr()?, http.token_file.clone())
-            .map_err(|error| io::Error::other(format!("HTTP_TOKEN_FILE: {error}")))?;
+            .map_err(|error| wrong("HTTP_TOKEN_FILE", error))?;
         if access.needs_token() && http.token_file.is_none() {
             warn!(
                 "HTTP_LISTEN is not on loopback and HTTP_TOKEN_FILE is not set: probes, /metrics and /message answer, nothing else."
@@ -214,6 +236,7 @@ impl Fronts {
 struct Parts {
     devices: Arc<Devices>,
     consumer: Consumer,
+    routes: Option<Routes>,
     publisher: Publisher,
     tap: Tap,
     requester: Requester,
@@ -223,19 +246,18 @@ struct Parts {
 
 impl Parts {
     fn new(settings: Settings, bridge: Arc<str>, wires: Vec<Wire>) -> io::Result<Self> {
-        let wrong = |name: &str, error| io::Error::other(format!("{name}: {error}"));
-        let listed = settings.groups.file.clone().map(Listed::open).transpose();
-        let listed = listed.map_err(|error| wrong("GROUPS_FILE", error))?;
-        let groups = Groups::new(listed.unwrap_or_default());
+        let groups = groups(&settings)?;
         let settings = Arc::new(settings);
         let metrics = Metrics::new();
         let work = Arc::new(Notify::new());
         let stalled_max = usize::from(settings.mq.stalled_max.get());
-        let unsettled_max = usize::from(settings.mq.prefetch.get()) + stalled_max;
-        let jobs = Arc::new(Jobs::new(Arc::clone(&work), unsettled_max));
+        let jobs = Arc::new(Jobs::new(Arc::clone(&work), unsettled_max(&settings)));
         let run = Run::begin(Arc::clone(&bridge));
         let live = Arc::new(Live::new(Mask::new(settings.process.live_mask.as_ref())));
-        let presence = Presence::new(run.clone(), Arc::clone(&work), Arc::clone(&live));
+        let cluster = || Arc::new(Cluster::new(Arc::clone(&bridge), metrics.clone()));
+        let cluster = settings.process.cluster.is_on().then(cluster);
+        let presence =
+            Presence::new(run.clone(), Arc::clone(&work), Arc::clone(&live), cluster.clone());
         let presence = Arc::new(presence);
         let trail = Arc::new(Trail::default());
         let new = |last| {
@@ -251,7 +273,12 @@ impl Parts {
             outcomes(&settings, &work),
             run.clone(),
         );
-        let registry = Registry::new(Arc::clone(&presence), Arc::clone(&trail), metrics.clone());
+        let registry = Registry::new(
+            Arc::clone(&presence),
+            Arc::clone(&trail),
+            metrics.clone(),
+            cluster.clone(),
+        );
         let devices = Arc::new(Devices {
             registry,
             reporter: Arc::new(reporter),
@@ -263,15 +290,19 @@ impl Parts {
             proving: AtomicUsize::new(0),
             groups,
             wires,
+            cluster: cluster.clone(),
         });
+        let router = Router::new(Arc::clone(&devices), stalled_max);
+        let intake = Arc::new(Intake::new(Arc::clone(&settings), router, Arc::clone(&trail)));
         let nodes = Nodes::new(&settings.mq);
-        let consumer = Consumer {
+        let routes = cluster.map(|cluster| Routes {
+            intake: Arc::clone(&intake),
             nodes: Arc::clone(&nodes),
-            intake: Intake::new(
-                Arc::clone(&settings),
-                Router::new(Arc::clone(&devices), stalled_max),
-                Arc::clone(&trail),
-            ),
+            cluster,
+        });
+        let consumer = Consumer {
+            intake,
+            nodes: Arc::clone(&nodes),
             bridge: Arc::clone(&bridge),
             consuming: Arc::new(AtomicBool::new(false)),
         };
@@ -280,14 +311,27 @@ impl Parts {
         let consuming = Arc::clone(&consumer.consuming);
         let (http, requester) = http(&settings, &nodes, &run, &devices, trail, live, consuming);
         let outlet = Arc::new(Outlet::new(Arc::clone(&work)));
-        let (source, url) = (&settings.source, &settings.redis.url);
-        let (to, of) = (Arc::clone(&outlet), Arc::clone(&devices));
-        let feed = Feed::new(source, url, &bridge, to, of);
-        let feed = feed.map_err(|error| wrong("REDIS_URL", error))?;
+        let feed = feed(&settings, &bridge, &outlet, &devices)?;
         let publisher =
             Publisher::new(settings, nodes, run, jobs, presence, Arc::clone(&devices), outlet);
-        Ok(Self { devices, consumer, publisher, tap, requester, feed, http })
+        Ok(Self { devices, consumer, routes, publisher, tap, requester, feed, http })
     }
+}
+
+fn groups(settings: &Settings) -> io::Result<Groups> {
+    let listed = settings.groups.file.clone().map(Listed::open).transpose();
+    Ok(Groups::new(listed.map_err(|error| wrong("GROUPS_FILE", error))?.unwrap_or_default()))
+}
+
+fn feed(
+    settings: &Settings,
+    bridge: &str,
+    outlet: &Arc<Outlet>,
+    devices: &Arc<Devices>,
+) -> io::Result<Option<Feed>> {
+    let (source, url) = (&settings.source, &settings.redis.url);
+    let feed = Feed::new(source, url, bridge, Arc::clone(outlet), Arc::clone(devices));
+    feed.map_err(|error| wrong("REDIS_URL", error))
 }
 
 /// Where last lines are kept, if any device's lines are wanted.
@@ -303,11 +347,19 @@ fn outcomes(settings: &Settings, work: &Arc<Notify>) -> Option<Arc<Backlog>> {
     settings.mq.outcome_events.is_on().then(backlog).map(Arc::new)
 }
 
+/// How many deliveries can be unsettled. Commands come by the command queue and, in a cluster, by the inbox.
+fn unsettled_max(settings: &Settings) -> usize {
+    let queues = if settings.process.cluster.is_on() { 2 } else { 1 };
+    let mq = &settings.mq;
+    queues * (usize::from(mq.prefetch.get()) + usize::from(mq.stalled_max.get()))
+}
+
 fn parking(settings: &Settings) -> Parking {
     Parking::new(
         settings.command.parked_max.0,
         settings.command.parked_total_max.0,
         settings.mq.heartbeat * HEARTBEATS_TO_NOTICE,
+        settings.process.cluster.is_on(),
     )
 }
 
@@ -349,7 +401,7 @@ fn listeners(settings: &Settings, bridge: &Arc<str>) -> io::Result<Vec<Listener>
     let bind = |listener: &settings::Listener| {
         let rules = Arc::new(Rules::new(listener, bridge));
         let door = Door::new(listener, rules, &settings.redis.url)
-            .map_err(|error| io::Error::other(format!("{}: {error}", listener.variable)))?;
+            .map_err(|error| wrong(&listener.variable, error))?;
         Listener::bind(listener, door)
             .map_err(|error| in_use(&listener.variable, listener.address, &error))
     };
@@ -363,6 +415,10 @@ fn connections_max(settings: &Settings) -> usize {
     let files = rlimit::getrlimit(rlimit::Resource::NOFILE).map_or(u64::MAX, |(soft, _)| soft);
     let default = usize::try_from(files - files / FILES_SHARE).unwrap_or(usize::MAX);
     set.map_or(default, |set| set.0)
+}
+
+fn wrong(setting: &str, error: impl std::fmt::Display) -> io::Error {
+    io::Error::other(format!("{setting}: {error}"))
 }
 
 fn in_use(setting: &str, address: SocketAddr, error: &io::Error) -> io::Error {

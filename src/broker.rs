@@ -14,7 +14,9 @@ mod connection;
 mod consumer;
 pub(crate) mod decode;
 mod drain;
+mod hand;
 mod heartbeat;
+mod inbox;
 mod intake;
 mod jobs;
 mod message;
@@ -24,6 +26,7 @@ mod publication;
 mod publisher;
 mod requests;
 mod retry;
+mod routes;
 mod stream;
 mod tap;
 mod tap_client;
@@ -42,6 +45,7 @@ pub(crate) use requests::{
     BODY_MAX as REQUEST_BODY_MAX, Gathered, Requester, Requests, Unpublished,
 };
 pub(crate) use retry::Retry;
+pub(crate) use routes::Routes;
 pub(crate) use tap::Tap;
 pub(crate) use tap_client::{Drop, Tapped};
 pub use topology::check;

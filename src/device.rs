@@ -43,11 +43,13 @@ pub(crate) use listener::{Hall, Listener};
 pub(crate) use options::Options;
 pub use receipt::supported as receipts_supported;
 pub use registry::Registry;
+pub(crate) use registry::Yielded;
 pub(crate) use rules::Rules;
 pub(crate) use session::Offer;
 pub use session::{Session, Snapshot};
 pub(crate) use sweeper::Sweeper;
 
+use crate::cluster::Cluster;
 use crate::command::Address;
 use crate::fate::Fate;
 use crate::groups::Groups;
@@ -77,6 +79,8 @@ pub struct Devices {
     pub(crate) groups: Groups,
     /// What the devices of all listeners speak.
     pub(crate) wires: Vec<Wire>,
+    /// The other bridges, if this is one of several.
+    pub(crate) cluster: Option<Arc<Cluster>>,
 }
 
 impl Devices {
@@ -88,9 +92,10 @@ impl Devices {
         }
     }
 
-    /// Whether the device of `address` is connected.
-    pub(crate) fn is_connected(&self, address: &Address) -> bool {
-        self.registry.find(address).is_some()
+    /// Whether the device of `address` is connected, and no other bridge may have it still: then what is
+    /// parked for it is wanted here.
+    pub(crate) fn wants_parked(&self, address: &Address) -> bool {
+        self.registry.find(address).is_some_and(|session| !session.is_claiming())
     }
 
     /// How many orders wait in lanes.

@@ -24,7 +24,7 @@ mod stats;
 mod undelivered;
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
@@ -60,6 +60,14 @@ pub(crate) struct HttpState {
     pub(crate) draining: Arc<AtomicBool>,
     /// Whether callers have to say who they are; the listener knows.
     pub(crate) needs_token: bool,
+}
+
+impl HttpState {
+    /// Whether the other bridges, if this is one of several, find its devices.
+    fn is_routing(&self) -> bool {
+        let cluster = self.devices.cluster.as_ref();
+        cluster.is_none_or(|cluster| cluster.routing.load(Ordering::Relaxed))
+    }
 }
 
 /// Everything but probes, the console's files, and `/message`, which has a state of its own.

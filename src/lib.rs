@@ -15,6 +15,7 @@
 pub mod settings;
 
 pub mod clock;
+mod cluster;
 pub mod command;
 pub mod order;
 pub mod settlement;

@@ -50,6 +50,19 @@ struct Inner {
     commands: Commands,
     devices: Devices,
     broker: Broker,
+    cluster: Cluster,
+}
+
+/// What goes on between this bridge and the others.
+#[derive(Debug)]
+struct Cluster {
+    passed_on: Counter,
+    returned: Counter,
+    loops: Counter,
+    binding: Gauge,
+    handed_over: Counter,
+    taken_over: Counter,
+    bridges: Gauge,
 }
 
 /// What becomes of commands.
@@ -153,6 +166,21 @@ impl Broker {
     }
 }
 
+impl Cluster {
+    #[rustfmt::skip] // a table
+    fn new(r: &mut Registry) -> Self {
+        Self {
+            passed_on: counter(r, "route_passed_on", "Commands passed on to the bridge that has their device."),
+            returned: counter(r, "route_returned", "Commands that came back because no bridge has their device."),
+            loops: counter(r, "route_loops", "Commands given up because too many bridges have passed them on, which is a bug or a stale binding."),
+            binding: gauge(r, "route_pending", "Devices that are connected and not yet bound for the other bridges."),
+            handed_over: counter(r, "route_devices_handed_over", "Devices handed over to another bridge that they have connected to."),
+            bridges: gauge(r, "route_bridges", "Other bridges that are known."),
+            taken_over: counter(r, "route_bridges_taken_over", "Bridges that were gone, and whose commands this one has taken on."),
+        }
+    }
+}
+
 impl Metrics {
     /// All of them, at zero.
     pub fn new() -> Self {
@@ -160,7 +188,8 @@ impl Metrics {
         let commands = Commands::new(&mut registry);
         let devices = Devices::new(&mut registry);
         let broker = Broker::new(&mut registry);
-        Self(Arc::new(Inner { registry, commands, devices, broker }))
+        let cluster = Cluster::new(&mut registry);
+        Self(Arc::new(Inner { registry, commands, devices, broker, cluster }))
     }
 
     /// All of them in the Prometheus text format.
@@ -210,9 +239,44 @@ impl Metrics {
         self.0.commands.latency.count(from_arrival);
     }
 
-    /// So many deliveries are in hand.
-    pub fn unsettled(&self, count: usize) {
-        self.0.commands.unsettled.set(i64::try_from(count).unwrap_or(i64::MAX));
+    /// The deliveries in hand became more or fewer by so many.
+    pub fn unsettled_changed(&self, by: i64) {
+        self.0.commands.unsettled.inc_by(by);
+    }
+
+    /// Another bridge has a command now.
+    pub fn passed_on(&self) {
+        self.0.cluster.passed_on.inc();
+    }
+
+    /// No bridge has the device of a command.
+    pub fn route_returned(&self) {
+        self.0.cluster.returned.inc();
+    }
+
+    /// Too many bridges have passed a command on.
+    pub fn route_looped(&self) {
+        self.0.cluster.loops.inc();
+    }
+
+    /// So many devices are connected and not bound.
+    pub fn route_pending(&self, count: usize) {
+        self.0.cluster.binding.set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    /// So many other bridges are known.
+    pub fn bridges(&self, count: usize) {
+        self.0.cluster.bridges.set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    /// A bridge is gone, and this one takes its commands on.
+    pub fn taken_over(&self) {
+        self.0.cluster.taken_over.inc();
+    }
+
+    /// Another bridge has a device now that was connected here.
+    pub fn handed_over(&self) {
+        self.0.cluster.handed_over.inc();
     }
 
     /// So many commands are parked.

@@ -47,6 +47,17 @@ pub struct Origin {
     pub(crate) parked: bool,
     /// Whether the message is for others, too.
     pub(crate) shared: bool,
+    /// How it came here from other bridges.
+    pub(crate) route: Route,
+}
+
+/// How a command came here from other bridges.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Route {
+    /// How many have passed it on.
+    pub(crate) hops: u8,
+    /// Whether the one that had its device before has handed it over.
+    pub(crate) handed: bool,
 }
 
 /// When a command took which step, milliseconds since 1970; zero for a step not taken.
@@ -55,6 +66,7 @@ pub struct Steps {
     pub(crate) written_ms: AtomicU64,
     pub(crate) acknowledged_ms: AtomicU64,
     pub(crate) answered_ms: AtomicU64,
+    pub(crate) passed_on_ms: AtomicU64,
     pub(crate) concluded_ms: AtomicU64,
     /// One more than the index of the last outcome in `Outcome::ALL`.
     outcome: AtomicU64,
@@ -118,6 +130,10 @@ impl Waits for Order {
         self.facts.origin.parked
     }
 
+    fn was_handed(&self) -> bool {
+        self.facts.origin.route.handed
+    }
+
     fn number(&self) -> u64 {
         self.facts.origin.number
     }
@@ -156,6 +172,7 @@ pub(crate) mod tests {
             redelivered: false,
             parked: false,
             shared: false,
+            route: Route::default(),
         };
         Facts { command, origin, steps: Steps::default() }
     }

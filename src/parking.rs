@@ -40,6 +40,9 @@ pub(crate) struct Parking {
     total_max: usize,
     /// How long the broker may take to notice that a connection is lost.
     returns_within: Duration,
+    /// Whether other bridges park commands, too, and fetch them. Then what is known here may be outdated:
+    /// for each device that connects the broker is asked.
+    in_cluster: bool,
     /// How many lots there are, readable without the lock: usually none.
     count: AtomicUsize,
     /// Tells the drainer that there is something to fetch.
@@ -89,15 +92,22 @@ pub(crate) enum Work {
 impl Parking {
     /// Nothing parked; at most `device_max` commands for a device and `total_max` for all, at a broker
     /// that notices within `returns_within` when a connection is lost.
-    pub(crate) fn new(device_max: usize, total_max: usize, returns_within: Duration) -> Self {
+    pub(crate) fn new(
+        device_max: usize,
+        total_max: usize,
+        returns_within: Duration,
+        in_cluster: bool,
+    ) -> Self {
+        let usage = if in_cluster { Usage::InUse } else { Usage::Unknown };
         Self {
             device_max,
             total_max,
             returns_within,
+            in_cluster,
             count: AtomicUsize::new(0),
             work: Notify::new(),
             landing: Notify::new(),
-            state: Mutex::default(),
+            state: Mutex::new(State { usage, ..State::default() }),
         }
     }
 
@@ -355,9 +365,41 @@ impl Parking {
         if state.known_empty.len() >= KNOWN_EMPTY_MAX {
             state.known_empty = HashSet::new();
         }
-        state.known_empty.insert(address.clone());
+        if !self.in_cluster {
+            state.known_empty.insert(address.clone());
+        }
         self.counted(&state);
         true
+    }
+
+    /// Whether commands of `address` are being fetched, so that some may be in hand here.
+    pub(crate) fn is_fetching(&self, address: &Address) -> bool {
+        let state = self.lock();
+        state.lots.get(address).is_some_and(|lot| lot.fetching == Fetching::Running)
+    }
+
+    /// Another bridge has parked something for `address`, which is connected here.
+    pub(crate) fn nudged(&self, address: &Address) {
+        let mut state = self.lock();
+        self.want(&mut state, address);
+        if let Some(lot) = state.lots.get_mut(address) {
+            lot.landed = true;
+        }
+        self.landing.notify_waiters();
+    }
+
+    /// `address` is connected to another bridge, which fetches what is parked for it: what this one has put
+    /// there is no longer known.
+    pub(crate) fn left_to_others(&self, address: &Address) {
+        let mut state = self.lock();
+        let State { lots, total, .. } = &mut *state;
+        let Some(lot) = lots.get_mut(address) else { return };
+        if lot.fetching == Fetching::No {
+            *total = total.saturating_sub(lot.held.len() + lot.older);
+            lot.held.clear();
+            lot.older = 0;
+            self.drop_if_idle(&mut state, address);
+        }
     }
 
     /// Fetching for `address` has ended before the broker had nothing more. To be followed by

@@ -13,6 +13,7 @@ use serde::Serialize;
 use tokio::sync::Notify;
 
 use crate::clock;
+use crate::cluster::Cluster;
 use crate::command::Address;
 use crate::live::{Kind, Live};
 use crate::run::Run;
@@ -72,14 +73,21 @@ pub struct Presence {
     run: Run,
     work: Arc<Notify>,
     live: Arc<Live>,
+    /// Who waits until what was to be said of a device is said, if anybody does.
+    cluster: Option<Arc<Cluster>>,
     /// Held for a few map operations at a time, never across an await.
     board: Mutex<Board>,
 }
 
 impl Presence {
     /// An empty board; `work` is told when there is something to publish.
-    pub(crate) fn new(run: Run, work: Arc<Notify>, live: Arc<Live>) -> Self {
-        Self { run, work, live, board: Mutex::new(Board::new(ADDRESSES_MAX)) }
+    pub(crate) fn new(
+        run: Run,
+        work: Arc<Notify>,
+        live: Arc<Live>,
+        cluster: Option<Arc<Cluster>>,
+    ) -> Self {
+        Self { run, work, live, cluster, board: Mutex::new(Board::new(ADDRESSES_MAX)) }
     }
 
     /// Takes up a change. Those who look on learn of it at once, also while the broker is away, and so without
@@ -92,9 +100,38 @@ impl Presence {
 
     /// The next event to publish: the address it is about and its JSON.
     pub(crate) fn next(&self) -> Option<(Address, Vec<u8>)> {
-        let (change, seq) = self.lock().pop()?;
+        let (change, seq) = {
+            let mut board = self.lock();
+            let popped = board.pop()?;
+            if self.cluster.is_some() {
+                *board.unconfirmed.entry(popped.0.address.clone()).or_default() += 1;
+            }
+            popped
+        };
         let json = self.json(&change, Some(seq));
         Some((change.address, json))
+    }
+
+    /// The broker has confirmed an event about `address`.
+    pub(crate) fn confirmed(&self, address: &Address) {
+        let Some(cluster) = &self.cluster else { return };
+        let mut board = self.lock();
+        if let Some(count) = board.unconfirmed.get_mut(address) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                board.unconfirmed.remove(address);
+            }
+        }
+        let quiet = board.is_quiet(address);
+        drop(board);
+        if quiet {
+            cluster.touch(address);
+        }
+    }
+
+    /// Whether all that was to be said of `address` is confirmed.
+    pub(crate) fn is_quiet(&self, address: &Address) -> bool {
+        self.lock().is_quiet(address)
     }
 
     fn json(&self, change: &Change, seq: Option<u64>) -> Vec<u8> {
@@ -145,6 +182,8 @@ impl Presence {
 struct Board {
     /// What is pending of each address, with the number of each change.
     pending: HashMap<Address, VecDeque<(u64, Change)>>,
+    /// Events taken out and not confirmed by the broker, of each address; only in a cluster.
+    unconfirmed: HashMap<Address, usize>,
     /// Addresses with something pending, each once.
     order: VecDeque<Address>,
     addresses_max: usize,
@@ -160,6 +199,7 @@ impl Board {
     fn new(addresses_max: usize) -> Self {
         Self {
             pending: HashMap::new(),
+            unconfirmed: HashMap::new(),
             order: VecDeque::new(),
             addresses_max,
             seq: 0,
@@ -199,6 +239,10 @@ impl Board {
         if pending.len() > PENDING_MAX {
             forget_one_connection(pending);
         }
+    }
+
+    fn is_quiet(&self, address: &Address) -> bool {
+        !self.pending.contains_key(address) && !self.unconfirmed.contains_key(address)
     }
 
     fn is_crowded(&self) -> bool {

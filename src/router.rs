@@ -66,7 +66,7 @@ impl Router {
             // A session that is closed stands in the registry until its task has run; a newer one
             // of the same device may have taken its place since it was looked up.
             if last_epoch == Some(session.epoch()) {
-                return refused(order, Outcome::Offline, "the connection has just ended");
+                return self.elsewhere(order, "the connection has just ended");
             }
             last_epoch = Some(session.epoch());
             order = match session.offer(order, now, &self.devices, may_wait) {
@@ -74,7 +74,18 @@ impl Router {
                 Err(order) => order,
             };
         }
-        refused(order, Outcome::Offline, "the device is not connected")
+        self.elsewhere(order, "the device is not connected")
+    }
+
+    /// An order whose device is not here: another bridge may have it.
+    fn elsewhere(&self, order: Order, reason: &'static str) -> Routed {
+        let Some(cluster) = &self.devices.cluster else {
+            return refused(order, Outcome::Offline, reason);
+        };
+        match cluster.pass_on(order) {
+            Ok(()) => Routed::Waiting,
+            Err((order, reason)) => refused(order, Outcome::Offline, reason),
+        }
     }
 
     /// Sends an order that was parked to its device's session; gives it back if that is closed.

@@ -80,6 +80,7 @@ const OUR_PREFIXES: &[&str] = &[
     "HTTP_METRICS",
     "HTTP_TOKEN",
     "BRIDGE_",
+    "CLUSTER",
     "LAST_",
     "LIVE_",
     "SHUTDOWN_",
@@ -125,6 +126,7 @@ impl Settings {
         check::broker(&mq, &mut errors);
         record::read_password_file(&mut record, &mut errors);
         check::http(&http, &mut errors);
+        check::cluster(&mq, &process, &mut errors);
         if !errors.is_empty() {
             return Err(SettingsErrors(errors));
         }
@@ -148,10 +150,14 @@ impl Settings {
 
     /// The name this bridge goes by in events and receipts.
     pub fn bridge_name(&self) -> String {
-        self.process
-            .bridge_name
-            .clone()
-            .unwrap_or_else(|| gethostname::gethostname().to_string_lossy().into_owned())
+        self.process.name()
+    }
+}
+
+impl Process {
+    fn name(&self) -> String {
+        let host = || gethostname::gethostname().to_string_lossy().into_owned();
+        self.bridge_name.clone().unwrap_or_else(host)
     }
 }
 
@@ -164,6 +170,21 @@ impl Broker {
     /// The queue in which commands wait for this device.
     pub fn parked_queue(&self, address: &Address) -> String {
         format!("{}.{address}", self.parked_prefix)
+    }
+
+    /// The queue to which commands for the devices of a bridge come, and the exchange before it.
+    pub fn inbox(&self, bridge: &str) -> String {
+        format!("{}.{bridge}", self.route_exchange)
+    }
+
+    /// The bridge whose inbox this is, if it is one.
+    pub fn bridge_of<'a>(&self, inbox: &'a str) -> Option<&'a str> {
+        inbox.strip_prefix(&self.route_exchange)?.strip_prefix('.')
+    }
+
+    /// The queue that is there as long as a bridge of this name is.
+    pub fn alive_queue(&self, bridge: &str) -> String {
+        format!("{}.alive", self.inbox(bridge))
     }
 
     /// The routing key commands are bound with.

@@ -58,7 +58,7 @@ pub(super) async fn run(
     let devices = intake.devices();
     let parking = &devices.parking;
     for address in parking.restart() {
-        parking.look_again(&address, devices.is_connected(&address));
+        parking.look_again(&address, devices.wants_parked(&address));
     }
     let mut running = FuturesUnordered::new();
     loop {
@@ -140,13 +140,14 @@ async fn fetch(
 ) -> Result<(), BrokerError> {
     let devices = intake.devices();
     let finished = match devices.registry.find(&address) {
+        Some(session) if session.is_claiming() => false,
         Some(session) => fetch_for(link, intake, stop, &address, &session).await?,
         None => false,
     };
     if !finished {
         stop.run_until_cancelled(devices.parking.until_landed(&address)).await;
         devices.parking.interrupted(&address);
-        devices.parking.look_again(&address, devices.is_connected(&address));
+        devices.parking.look_again(&address, devices.wants_parked(&address));
     }
     Ok(())
 }

@@ -10,8 +10,9 @@ use serde::Serialize;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use crate::clock::{self, Moment};
+use crate::device::Registry;
 use crate::run::Run;
-use crate::settings::Process;
+use crate::settings::{Process, Settings};
 
 #[derive(Serialize)]
 struct Event<'a> {
@@ -22,6 +23,12 @@ struct Event<'a> {
     online: bool,
     devices: usize,
     at: String,
+    /// The exchange by which other bridges reach this one, if there are others.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    routes: Option<&'a str>,
+    /// The highest epoch that was given out, for them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    epoch: Option<u64>,
     /// Who hears nothing for this long takes the devices for unknown.
     expires_ms: u64,
 }
@@ -36,18 +43,21 @@ pub(super) fn every(time: Duration) -> Interval {
 /// That the bridge is there, or will be no more.
 pub(super) fn json(
     run: &Run,
-    process: &Process,
+    settings: &Settings,
     seq: u64,
-    devices: usize,
+    registry: &Registry,
     online: bool,
 ) -> Vec<u8> {
+    let process = &settings.process;
     let event = Event {
         bridge: &run.bridge,
         run: &run.name,
         seq,
         online,
-        devices,
+        devices: registry.count(),
         at: clock::rfc3339(Moment::now().wall_ms),
+        routes: process.cluster.is_on().then_some(&*settings.mq.route_exchange),
+        epoch: process.cluster.is_on().then(|| registry.last_epoch()),
         expires_ms: process.expires_ms(),
     };
     // Strings, numbers and a bool: this cannot fail.

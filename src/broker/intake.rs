@@ -6,12 +6,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::decode::{self, Decoded, Defaults, Invalid, Recipients};
-use super::message::{Delivered, Message};
+use super::inbox;
+use super::message::{Delivered, Message, RouteMarks};
+use super::topology::INBOX_TTL;
 use crate::clock::Moment;
 use crate::command::{Address, Command};
 use crate::device::Devices;
 use crate::fanout::{self, Fanout};
-use crate::order::{Facts, Order, Origin, Steps};
+use crate::order::{Facts, Order, Origin, Route, Steps};
 use crate::router::Router;
 use crate::settings::Settings;
 use crate::settlement::Settlement;
@@ -38,20 +40,72 @@ impl Intake {
         &self.router.devices
     }
 
-    /// Makes of a message from the command queue what it is. If it is no command, that is reported,
-    /// and its settlement is given back if it may be settled at once.
-    pub(super) fn take(&self, delivered: Delivered, settlement: Settlement) -> Taken {
-        let Delivered { redelivered, message, .. } = delivered;
+    /// Makes of a message from the command queue what it is, or of one from the inbox, which other bridges
+    /// fill. If it is no command, that is dealt with, and its settlement is given back if it may be
+    /// settled at once.
+    pub(super) fn take(
+        &self,
+        delivered: Delivered,
+        from_inbox: bool,
+        settlement: Settlement,
+    ) -> Taken {
+        let Delivered { redelivered, mut message, .. } = delivered;
+        let mut marks = RouteMarks::default();
+        let mut died = None;
+        if let Some(cluster) = &self.devices().cluster {
+            if let Some(queue) = message.died_in()
+                && let Some(bridge) = self.settings.mq.bridge_of(&queue)
+            {
+                // Nobody reads it there.
+                cluster.heard_of(bridge);
+                died = message.expiration_at_death();
+            }
+            if message.is_control() {
+                // One that died in another bridge's inbox was not meant for this one, and is said again.
+                if from_inbox {
+                    inbox::hear(self.devices(), cluster, &message);
+                }
+                return Taken::Settled(Some(settlement));
+            }
+            marks = message.unroute();
+            if let Some(expiration) = died {
+                // That of its time which it has spent there is over.
+                let spent = u64::try_from(INBOX_TTL.as_millis()).unwrap_or(u64::MAX);
+                let left_ms = expiration.saturating_sub(spent);
+                let until_ms = Moment::now().wall_ms.saturating_add(left_ms);
+                marks.until_ms = marks.until_ms.or(Some(until_ms));
+            }
+        }
+        if from_inbox {
+            // It came by the address of its device or by the name of this queue.
+            message.routing_key = self.settings.mq.command_key().into();
+        }
         let arrived = Moment::now();
         let number = self.numbers.fetch_add(1, Ordering::Relaxed);
-        let origin = Origin { redelivered, ..origin(message, arrived, number) };
-        let Decoded { recipients, terms, id } = match self.decode(&origin) {
+        let redelivered = redelivered || marks.redelivered;
+        let origin = Origin { redelivered, route: marks.route, ..origin(message, arrived, number) };
+        let decoded = self.decode(&origin);
+        let decoded = decoded.and_then(|decoded| self.routable(decoded, &marks, from_inbox));
+        let Decoded { recipients, terms, id } = match decoded {
             Ok(decoded) => decoded,
             Err(invalid) => return Taken::Settled(self.refuse(origin, invalid, settlement)),
         };
         let origin = Origin { id: id.or(origin.id), ..origin };
+        let (recipients, origin) = match marks.address.as_deref().map(Address::parse) {
+            Some(Ok(address)) => {
+                let shared = !matches!(recipients, Recipients::One(_));
+                (Recipients::One(address), Origin { shared, ..origin })
+            }
+            Some(Err(_)) | None => (recipients, origin),
+        };
         if let Recipients::One(address) = recipients {
-            return Taken::One(self.order(terms.with(address), origin, settlement));
+            let mut command = terms.with(address);
+            // Its time began at the bridge that took it off the queue.
+            if let Some(until_ms) = marks.until_ms {
+                let left = Duration::from_millis(until_ms.saturating_sub(arrived.wall_ms));
+                command.expires = command.expires.min(arrived.mono + left);
+            }
+            return Taken::One(self.order(command, origin, settlement));
         }
         let members = fanout::members(self.devices(), recipients);
         if members.is_empty() {
@@ -61,6 +115,33 @@ impl Intake {
         }
         let origin = Origin { shared: true, ..origin };
         Taken::Many(Fanout::new(self.devices(), terms, origin, members, settlement))
+    }
+
+    /// Refuses a command for those whom only all bridges together know, and one for several that did not
+    /// come by the command queue.
+    fn routable(
+        &self,
+        decoded: Decoded,
+        marks: &RouteMarks,
+        from_inbox: bool,
+    ) -> Result<Decoded, Invalid> {
+        if self.devices().cluster.is_none() || marks.address.is_some() {
+            return Ok(decoded);
+        }
+        let reason = match &decoded.recipients {
+            Recipients::One(_) => return Ok(decoded),
+            Recipients::These(_) if !from_inbox => return Ok(decoded),
+            Recipients::These(_) => {
+                "addresses: a command that is published to MQ_ROUTE_EXCHANGE is for one device"
+            }
+            Recipients::Group(_) => {
+                "group: not possible with CLUSTER=on; name its devices in `addresses`"
+            }
+            Recipients::All | Recipients::AllInChat => {
+                "broadcast: not possible with CLUSTER=on; name the devices in `addresses`"
+            }
+        };
+        Err(Invalid { reason: reason.into(), id: decoded.id, address: None })
     }
 
     /// Sends a command for many to some more of them; true when all have had it.
@@ -148,5 +229,6 @@ fn origin(message: Message, arrived: Moment, number: u64) -> Origin {
         redelivered: false,
         parked: false,
         shared: false,
+        route: Route::default(),
     }
 }

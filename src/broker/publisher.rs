@@ -23,6 +23,7 @@ use super::publication::{Publication, Refusal, begin};
 use super::retry::Retry;
 use super::{BrokerError, Jobs, heartbeat, topology};
 use crate::clock::Moment;
+use crate::command::Address;
 use crate::device::Devices;
 use crate::feed::Outlet;
 use crate::metrics;
@@ -67,6 +68,8 @@ struct Item {
     undelivered: bool,
     /// The command, if its message is among them on its way to its device's own queue.
     parked: Option<Place>,
+    /// Whose presence it tells.
+    presence: Option<Address>,
     /// Who waits for it.
     told: Option<oneshot::Sender<()>>,
     /// Whether it means nothing later, and is not said again.
@@ -220,13 +223,22 @@ impl Publisher {
     }
 
     fn confirmed(&self, item: Option<Item>) {
-        let Some(Item { settlement, undelivered, parked, told, .. }) = item else { return };
+        let Some(item) = item else { return };
+        let Item { settlement, undelivered, parked, presence, told, .. } = item;
+        if let Some(address) = presence {
+            self.presence.confirmed(&address);
+        }
         if undelivered {
             self.devices.metrics.undelivered();
         }
         if let Some(place) = parked {
-            let connected = self.devices.is_connected(&place.facts().command.address);
-            place.land(connected);
+            let address = place.facts().command.address.clone();
+            let wanted = self.devices.wants_parked(&address);
+            place.land(wanted);
+            if let Some(cluster) = self.devices.cluster.as_ref().filter(|_| !wanted) {
+                // It may have connected to another bridge since it was not connected to any.
+                cluster.parked(address);
+            }
         }
         if let Some(settlement) = settlement {
             settlement.settle();
@@ -269,10 +281,10 @@ impl Publisher {
             self.turn = (self.turn + 1) % 5;
             match self.turn {
                 0 => self.jobs.next().map(|job| self.job(job)),
-                1 => self
-                    .presence
-                    .next()
-                    .map(|(address, json)| self.event_item("presence", address, json)),
+                1 => self.presence.next().map(|(address, json)| {
+                    let item = self.event_item("presence", &address, json);
+                    Item { presence: Some(address), ..item }
+                }),
                 2 => self.outlet.next().map(|(body, told)| self.command_item(body, told)),
                 3 => self
                     .devices
@@ -308,8 +320,8 @@ impl Publisher {
     /// That the bridge is there, or will be no more.
     fn heartbeat(&self, online: bool) -> Item {
         let process = &self.settings.process;
-        let (seq, devices) = (self.presence.seq(), self.devices.registry.count());
-        let json = heartbeat::json(&self.run, process, seq, devices, online);
+        let (seq, devices) = (self.presence.seq(), &self.devices.registry);
+        let json = heartbeat::json(&self.run, &self.settings, seq, devices, online);
         let mut item = self.event_item("bridge", &self.run.bridge, json);
         if online {
             item.fleeting = true;

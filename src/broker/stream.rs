@@ -4,6 +4,7 @@
 //! This one is read and written by the task that polls it: the consumer's, which takes a delivery,
 //! writes to a device and acknowledges without leaving its thread. The codec is that of lapin.
 
+mod courier;
 mod frames;
 mod handshake;
 mod wire;
@@ -15,10 +16,11 @@ use std::task::{Context, Poll, Waker, ready};
 
 use amq_protocol::frame::{AMQPContentHeader, AMQPFrame};
 use amq_protocol::protocol::basic::AMQPMethod as OfBasic;
-use amq_protocol::protocol::{AMQPClass, basic, channel, connection};
+use amq_protocol::protocol::{AMQPClass, BasicProperties, basic, channel, connection};
 use amq_protocol::types::{FieldTable, ShortString};
 use tokio::time::timeout;
 
+pub(super) use self::courier::{Courier, NUMBER_HEADER, Said};
 use self::frames::Frame;
 use self::wire::Wire;
 use super::BrokerError;
@@ -33,10 +35,18 @@ const CHANNEL: u16 = 1;
 /// Room made for a message's body before any of it has come: what a header says may not be true.
 const BODY_ROOM_MAX: u64 = 64 * 1024;
 
+/// Which queue, and how.
+#[derive(Debug, Clone)]
+pub(super) struct Source {
+    pub(super) queue: String,
+    /// Whether nobody else may consume from it meanwhile.
+    pub(super) exclusive: bool,
+}
+
 /// Deliveries from one queue.
 pub(super) struct Stream {
     wire: Wire,
-    queue: String,
+    source: Source,
     /// The name of the consumer that runs.
     tag: ShortString,
     /// A delivery of which not all has come.
@@ -45,17 +55,24 @@ pub(super) struct Stream {
     early: VecDeque<Delivered>,
 }
 
-/// A delivery of which not all has come.
+/// What a message comes with.
+enum Begun {
+    Delivery(basic::Deliver),
+    Return,
+}
+
+/// A message of which not all has come.
 struct Partial {
-    deliver: basic::Deliver,
+    begun: Begun,
     header: Option<AMQPContentHeader>,
     body: Vec<u8>,
 }
 
 /// What came.
-#[expect(clippy::large_enum_variant, reason = "a delivery is what comes, nearly always")]
 enum Came {
     Delivered(Delivered),
+    /// The broker gives back what no queue takes.
+    Returned(BasicProperties),
     Reply(AMQPClass),
 }
 
@@ -65,17 +82,10 @@ impl Stream {
         mq: &Broker,
         host: &Endpoint,
         name: &str,
+        source: Source,
     ) -> Result<Self, BrokerError> {
         let opening = async {
-            let socket = link::dial(mq, host, link::read_ca(mq, host)?, |_| Ok(())).await;
-            let mut stream = Self {
-                wire: Wire::new(socket.map_err(|(error, _)| error)?),
-                queue: mq.queue.clone(),
-                tag: ShortString::default(),
-                partial: None,
-                early: VecDeque::new(),
-            };
-            stream.agree(mq, name).await.map_err(|error| link::refused(mq, host, error))?;
+            let mut stream = Self::connect(mq, host, name, source).await?;
             stream.consume().await?;
             Ok(stream)
         };
@@ -83,15 +93,33 @@ impl Stream {
         opened.unwrap_or_else(|_| Err(link::silent(mq, host)))
     }
 
+    async fn connect(
+        mq: &Broker,
+        host: &Endpoint,
+        name: &str,
+        source: Source,
+    ) -> Result<Self, BrokerError> {
+        let socket = link::dial(mq, host, link::read_ca(mq, host)?, |_| Ok(())).await;
+        let mut stream = Self {
+            wire: Wire::new(socket.map_err(|(error, _)| error)?),
+            source,
+            tag: ShortString::default(),
+            partial: None,
+            early: VecDeque::new(),
+        };
+        stream.agree(mq, name).await.map_err(|error| link::refused(mq, host, error))?;
+        Ok(stream)
+    }
+
     /// Starts a consumer, with all its credit.
     pub(super) async fn consume(&mut self) -> Result<(), BrokerError> {
         let consume = basic::Consume {
-            queue: self.queue.as_str().into(),
+            queue: self.source.queue.as_str().into(),
             // The broker makes the tag: it is unique on the channel, renewed consumers included.
             consumer_tag: ShortString::default(),
             no_local: false,
             no_ack: false,
-            exclusive: false,
+            exclusive: self.source.exclusive,
             nowait: false,
             arguments: FieldTable::default(),
         };
@@ -155,7 +183,7 @@ impl Stream {
 
     /// Closes it in good order. The broker answers when it has taken all that was said before; what it
     /// delivered and was not acknowledged goes back to the queue.
-    pub(super) async fn close(mut self) -> Result<(), BrokerError> {
+    pub(super) async fn close(&mut self) -> Result<(), BrokerError> {
         let (reply_code, reply_text) = (200, ShortString::from("done"));
         let of_channel = channel::Close {
             reply_code,
@@ -197,6 +225,7 @@ impl Stream {
         loop {
             match poll_fn(|cx| self.poll_came(cx)).await? {
                 Came::Delivered(delivered) => self.early.push_back(delivered),
+                Came::Returned(_) => return Err(out_of_place()),
                 Came::Reply(reply) => {
                     let said = format!("expected {what}, got {reply:?}");
                     return take(reply).ok_or_else(|| io::Error::other(said).into());
@@ -212,12 +241,13 @@ impl Stream {
         Poll::Ready(match ready!(self.poll_came(cx)) {
             Ok(Came::Delivered(delivered)) => Ok(delivered),
             Ok(Came::Reply(AMQPClass::Basic(OfBasic::Cancel(_)))) => {
-                Err(BrokerError::Cancelled { queue: self.queue.clone() })
+                Err(BrokerError::Cancelled { queue: self.source.queue.clone() })
             }
             Ok(Came::Reply(other)) => {
                 let said = format!("expected a delivery, got {other:?}");
                 Err(BrokerError::during("consuming")(io::Error::other(said).into()))
             }
+            Ok(Came::Returned(_)) => Err(BrokerError::during("consuming")(out_of_place())),
             Err(error) => Err(BrokerError::during("consuming")(error)),
         })
     }
@@ -236,7 +266,12 @@ impl Stream {
         while let Some(frame) = self.wire.next()? {
             match frame {
                 Frame::Method(_, AMQPClass::Basic(OfBasic::Deliver(deliver))) => {
-                    self.partial = Some(Partial { deliver, header: None, body: Vec::new() });
+                    let begun = Begun::Delivery(deliver);
+                    self.partial = Some(Partial { begun, header: None, body: Vec::new() });
+                }
+                Frame::Method(_, AMQPClass::Basic(OfBasic::Return(_))) => {
+                    let begun = Begun::Return;
+                    self.partial = Some(Partial { begun, header: None, body: Vec::new() });
                 }
                 Frame::Method(channel, method) => {
                     self.wire.refuse_end(channel, &method)?;
@@ -255,7 +290,7 @@ impl Stream {
                 Frame::Heartbeat => continue,
             }
             if let Some(partial) = self.partial.take_if(|partial| partial.is_whole()) {
-                return partial.delivered().map(Came::Delivered).map(Some);
+                return partial.whole().map(Some);
             }
         }
         Ok(None)
@@ -268,12 +303,14 @@ impl Partial {
         header.is_some_and(|header| self.body.len() as u64 >= header.body_size)
     }
 
-    fn delivered(self) -> lapin::Result<Delivered> {
-        let Self { deliver, header, body } = self;
+    fn whole(self) -> lapin::Result<Came> {
+        let Self { begun, header, body } = self;
         let header = header.filter(|header| header.body_size == body.len() as u64);
         let properties = header.ok_or_else(out_of_place)?.properties;
+        let Begun::Delivery(deliver) = begun else { return Ok(Came::Returned(properties)) };
         let message = Message { body, properties, routing_key: deliver.routing_key };
-        Ok(Delivered { tag: deliver.delivery_tag, redelivered: deliver.redelivered, message })
+        let (tag, redelivered) = (deliver.delivery_tag, deliver.redelivered);
+        Ok(Came::Delivered(Delivered { tag, redelivered, message }))
     }
 }
 

@@ -120,6 +120,7 @@ fn tell_command(command: &Timeline) {
         (command.written.as_ref(), "written"),
         (command.acknowledged.as_ref(), "acknowledged by TCP"),
         (command.answered.as_ref(), "answered"),
+        (command.passed_on.as_ref(), "passed on to another bridge"),
         (command.settled.as_ref(), outcome),
     ];
     let mut steps: Vec<_> =

@@ -32,7 +32,7 @@ impl Kept {
     /// Leaves all groups, at the end of the connection.
     pub(super) fn leave_all(&mut self, session: &Session, devices: &Devices) {
         for group in self.joined.drain(..) {
-            devices.groups.leave(&group, &session.address, session.epoch);
+            devices.groups.leave(&group, &session.address, session.number);
         }
     }
 }
@@ -54,12 +54,12 @@ impl Port for Desk<'_> {
     }
 
     fn join(&mut self, group: &str) -> Result<usize, Reason> {
-        let Session { address, epoch, .. } = self.session;
+        let Session { address, number, .. } = self.session;
         let is_new = !self.kept.joined.iter().any(|joined| **joined == *group);
         if is_new && self.kept.joined.len() >= JOINED_MAX {
             return Err(format!("expected at most {JOINED_MAX} memberships of one device").into());
         }
-        let (count, name) = self.devices.groups.join(group, address, *epoch)?;
+        let (count, name) = self.devices.groups.join(group, address, *number)?;
         if is_new {
             self.kept.joined.push(name);
         }
@@ -67,9 +67,9 @@ impl Port for Desk<'_> {
     }
 
     fn leave(&mut self, group: &str) -> Option<usize> {
-        let Session { address, epoch, .. } = self.session;
+        let Session { address, number, .. } = self.session;
         self.kept.joined.retain(|joined| **joined != *group);
-        self.devices.groups.leave(group, address, *epoch)
+        self.devices.groups.leave(group, address, *number)
     }
 
     fn members(&self, group: &str) -> Option<usize> {

@@ -20,6 +20,8 @@ pub(crate) trait Waits {
     fn wants_answer(&self) -> bool;
     /// Whether it goes before those that do not and have come later.
     fn goes_first(&self) -> bool;
+    /// Whether it waited for this device at another bridge, before all that came here.
+    fn was_handed(&self) -> bool;
     /// Grows with each that comes.
     fn number(&self) -> u64;
 }
@@ -106,6 +108,17 @@ impl<T: Waits> Lane<T> {
         let begun = usize::from(self.written > 0);
         let goes_before = |other: &&T| other.goes_first() || other.number() < item.number();
         let before = self.waiting.iter().skip(begun).take_while(goes_before).count();
+        if begun + before == 0 {
+            self.head_since = now;
+        }
+        self.waiting.insert(begun + before, item);
+    }
+
+    /// Lets one wait that another bridge hands over: behind those of that kind, before all others that have
+    /// not begun.
+    pub(crate) fn push_handed(&mut self, item: T, now: Instant) {
+        let begun = usize::from(self.written > 0);
+        let before = self.waiting.iter().skip(begun).take_while(|other| other.was_handed()).count();
         if begun + before == 0 {
             self.head_since = now;
         }
@@ -238,6 +251,9 @@ mod tests {
         fn goes_first(&self) -> bool {
             self.text.starts_with('!')
         }
+        fn was_handed(&self) -> bool {
+            self.text.starts_with('>')
+        }
         fn number(&self) -> u64 {
             self.text.trim_start_matches('!').parse().unwrap_or(0)
         }
@@ -361,6 +377,23 @@ mod tests {
         assert_eq!(lane.deadline(10 * second), Some(now + 11 * second));
         write(&mut lane, 1, now + 5 * second);
         assert_eq!(lane.deadline(10 * second), Some(now + 15 * second));
+    }
+
+    #[test]
+    fn what_another_bridge_hands_over_goes_before_what_came_here_and_keeps_its_order() {
+        let now = Instant::now();
+        let later = now + Duration::from_secs(60);
+        let mut lane = Lane::new(now);
+        lane.push(item("10", later), 1, now);
+        lane.push(item("11", later), 0, now);
+        for text in [">1", ">2"] {
+            lane.push_handed(item(text, later), now);
+        }
+        lane.push(item("12", later), 0, now);
+        let (begun, waiting) = lane.take();
+        assert_eq!(begun.map(|item| item.text).as_deref(), Some("10"), "it has begun");
+        let waiting: Vec<String> = waiting.into_iter().map(|item| item.text).collect();
+        assert_eq!(waiting, [">1", ">2", "11", "12"]);
     }
 
     proptest! {

@@ -33,6 +33,7 @@ impl Session {
         let is_free = comes_first
             && shared.outbox.is_empty()
             && !shared.hold.greeting
+            && !shared.hold.claiming
             && shared.has_room_for(&order, now, &self.rules);
         let (order, taken) = if is_free {
             match self.write_at_once(&mut shared, order, devices) {

@@ -4,7 +4,7 @@
 //! `Presence`: so events come in the order of what happened, and the end of an old connection never
 //! overtakes the beginning of the next. An entry is removed only by the epoch that made it.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::ops::Bound;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -14,8 +14,10 @@ use super::fronted::Fronted;
 use super::session::Session;
 use super::{Devices, EndReason};
 use crate::clock::Moment;
+use crate::cluster::Cluster;
 use crate::command::Address;
 use crate::metrics::Metrics;
+use crate::order::Order;
 use crate::presence::{Change, Presence, Update};
 use crate::settings::Second;
 use crate::trail::{Connection, Trail};
@@ -29,9 +31,21 @@ pub(super) enum NotAdmitted {
     Taken(Address),
 }
 
+/// What came of another bridge's claim to a device.
+#[derive(Debug)]
+pub(crate) enum Yielded {
+    /// The connection here had this epoch and is closed; this waited for it, unwritten.
+    Closed(u64, VecDeque<Order>),
+    /// The connection here is later than that of the other bridge, and has this epoch.
+    Later(u64),
+    /// It is not connected here.
+    Nothing,
+}
+
 /// The devices that are connected.
 #[derive(Debug)]
 pub struct Registry {
+    cluster: Option<Arc<Cluster>>,
     presence: Arc<Presence>,
     trail: Arc<Trail>,
     metrics: Metrics,
@@ -53,14 +67,24 @@ impl State {
     /// Whether `session` is still the one of its address.
     fn holds(&self, session: &Session) -> bool {
         let held = self.sessions.get(session.address());
-        held.is_some_and(|held| held.epoch() == session.epoch())
+        held.is_some_and(|held| std::ptr::eq(Arc::as_ptr(held), session))
+    }
+
+    fn take_out(&mut self, session: &Session) {
+        self.sessions.remove(session.address());
+        self.order.remove(session.address());
     }
 }
 
 impl Registry {
     /// An empty registry that reports to `presence`.
-    pub(crate) fn new(presence: Arc<Presence>, trail: Arc<Trail>, metrics: Metrics) -> Self {
-        Self { presence, trail, metrics, state: Mutex::default() }
+    pub(crate) fn new(
+        presence: Arc<Presence>,
+        trail: Arc<Trail>,
+        metrics: Metrics,
+        cluster: Option<Arc<Cluster>>,
+    ) -> Self {
+        Self { cluster, presence, trail, metrics, state: Mutex::default() }
     }
 
     /// The session of `address`, if it is connected.
@@ -70,7 +94,8 @@ impl Registry {
 
     /// Takes up a new connection, which `session` makes for the epoch it is given. An older one of
     /// the same address is closed, and what waited for it unwritten waits for the new one, behind
-    /// what is parked; or the new one is not admitted, if `second` says so.
+    /// what is parked; or the new one is not admitted, if `second` says so. In a cluster it is announced
+    /// only when no other bridge has the device.
     pub(super) fn admit(
         &self,
         devices: &Devices,
@@ -94,8 +119,13 @@ impl Registry {
             state.order.insert(session.address().clone());
         }
         let inherited = old.as_ref().map(|old| old.supersede(devices));
-        // After the old one has reported what has to be parked.
-        devices.parking.arrived(session.address());
+        let is_ours = self.cluster.is_none() || old.as_ref().is_some_and(|old| old.is_announced());
+        if is_ours {
+            // After the old one has reported what has to be parked.
+            devices.parking.arrived(session.address());
+        } else {
+            session.hold();
+        }
         if let Some(old) = old {
             let address = session.address();
             if state.fronted.replaced(address, old.since(), now.mono) {
@@ -104,11 +134,10 @@ impl Registry {
             session.inherit(inherited.unwrap_or_default(), now.mono, devices);
             self.ended(&old, EndReason::Replaced, now);
         }
-        self.presence.changed(Change {
-            online: true,
-            reason: "connected",
-            ..offline(&session, EndReason::Closed, now)
-        });
+        if is_ours {
+            self.tell_online(&session, now);
+        }
+        self.touch(session.address());
         self.metrics.device_connected(state.sessions.len());
         Ok(session)
     }
@@ -117,11 +146,109 @@ impl Registry {
     pub(crate) fn remove(&self, session: &Session, reason: EndReason) {
         let mut state = self.lock();
         if state.holds(session) {
-            state.sessions.remove(session.address());
+            state.take_out(session);
             self.ended(session, reason, Moment::now());
             self.metrics.devices(state.sessions.len());
-            state.order.remove(session.address());
+            self.touch(session.address());
         }
+    }
+
+    /// No other bridge has the device of `address`: its connection may be told, and take what waits.
+    pub(crate) fn announce(&self, devices: &Devices, address: &Address) {
+        let state = self.lock();
+        let Some(session) = state.sessions.get(address) else { return };
+        if !session.set_announced(true) {
+            self.tell_online(session, Moment::now());
+            devices.parking.arrived(address);
+        }
+        session.release(devices);
+    }
+
+    /// Another bridge that may have the device of `address` has not answered: what waits for it waits no longer.
+    pub(crate) fn release(&self, devices: &Devices, address: &Address) {
+        if let Some(session) = self.find(address) {
+            session.release(devices);
+        }
+    }
+
+    /// A connection of `address` at another bridge had this epoch: that of the one here is higher.
+    pub(crate) fn outdo(&self, address: &Address, epoch: u64) {
+        let mut state = self.lock();
+        state.last_epoch = state.last_epoch.max(epoch);
+        if let Some(session) = state.sessions.get(address)
+            && session.epoch() <= epoch
+            && !session.is_announced()
+        {
+            let session = Arc::clone(session);
+            state.last_epoch += 1;
+            session.set_epoch(state.last_epoch);
+        }
+    }
+
+    /// The highest epoch that was given out, here or by a bridge that was heard.
+    pub(crate) fn last_epoch(&self) -> u64 {
+        self.lock().last_epoch
+    }
+
+    /// Another bridge has given out this epoch: those given out here from now on are higher.
+    pub(crate) fn heard(&self, epoch: u64) {
+        let mut state = self.lock();
+        state.last_epoch = state.last_epoch.max(epoch);
+    }
+
+    /// Another bridge claims `address` for a connection of `epoch`: the connection here is closed, unless it
+    /// is the later one. A claim may have waited while the device came back.
+    pub(crate) fn yield_to(&self, devices: &Devices, address: &Address, epoch: u64) -> Yielded {
+        let mut state = self.lock();
+        state.last_epoch = state.last_epoch.max(epoch);
+        let held = state.sessions.get(address).filter(|held| !held.is_closed()).cloned();
+        let Some(session) = held else { return Yielded::Nothing };
+        if session.epoch() > epoch {
+            return Yielded::Later(session.epoch());
+        }
+        let unwritten = self.give_up(devices, &mut state, &session);
+        Yielded::Closed(session.epoch(), unwritten)
+    }
+
+    /// Readers have heard of a later connection of `address`, at another bridge. One of this bridge that
+    /// is older is closed, and nothing is said of its end; gives what waited for it, unwritten. One that has
+    /// only a claim to the device is left to that, unless it is `lost`.
+    pub(crate) fn evict(
+        &self,
+        devices: &Devices,
+        address: &Address,
+        epoch: u64,
+        lost: bool,
+    ) -> Option<VecDeque<Order>> {
+        let mut state = self.lock();
+        state.last_epoch = state.last_epoch.max(epoch);
+        let older = |held: &&Arc<Session>| held.epoch() < epoch && (lost || held.is_announced());
+        let session = state.sessions.get(address).filter(older).cloned()?;
+        session.set_announced(false);
+        let unwritten = self.give_up(devices, &mut state, &session);
+        self.touch(address);
+        Some(unwritten)
+    }
+
+    fn give_up(&self, devices: &Devices, state: &mut State, session: &Session) -> VecDeque<Order> {
+        let unwritten = session.supersede(devices);
+        devices.lanes_changed(-i64::try_from(unwritten.len()).unwrap_or(i64::MAX));
+        state.take_out(session);
+        self.ended(session, EndReason::Replaced, Moment::now());
+        self.metrics.devices(state.sessions.len());
+        unwritten
+    }
+
+    /// What the other bridges know of `address` may have to change.
+    fn touch(&self, address: &Address) {
+        if let Some(cluster) = &self.cluster {
+            cluster.touch(address);
+        }
+    }
+
+    fn tell_online(&self, session: &Session, now: Moment) {
+        let change = offline(session, EndReason::Closed, now);
+        self.presence.changed(Change { online: true, reason: "connected", ..change });
     }
 
     /// Tells that `session` is silent, or was and is no longer, if it is still the one of its address.
@@ -129,6 +256,9 @@ impl Registry {
         let state = self.lock();
         if state.holds(session) {
             session.set_silent(update == Update::Silent);
+            if !session.is_announced() {
+                return;
+            }
             let reason = match update {
                 Update::Silent => "silent",
                 Update::Heard => "heard",
@@ -139,7 +269,9 @@ impl Registry {
     }
 
     fn ended(&self, session: &Session, reason: EndReason, now: Moment) {
-        self.presence.changed(offline(session, reason, now));
+        if session.is_announced() {
+            self.presence.changed(offline(session, reason, now));
+        }
         let connection = Connection {
             epoch: session.epoch(),
             peer: session.peer(),
@@ -148,6 +280,11 @@ impl Registry {
             reason: reason.label(),
         };
         self.trail.connection(session.address(), connection);
+    }
+
+    /// Whether all that was to be told of `address` is confirmed.
+    pub(crate) fn is_told(&self, address: &Address) -> bool {
+        self.presence.is_quiet(address)
     }
 
     /// All sessions.

@@ -115,7 +115,7 @@ impl Serving {
         kept.leave_all(session, devices);
         devices.registry.remove(session, reason);
         devices.metrics.device_ended(reason);
-        info!(address = %session.address, peer = %session.peer, epoch = session.epoch, %reason, waited, "device disconnected");
+        info!(address = %session.address, peer = %session.peer, epoch = session.epoch(), %reason, waited, "device disconnected");
     }
 }
 
@@ -127,7 +127,7 @@ impl Session {
         devices: Arc<Devices>,
         rest: &[u8],
     ) -> impl Future<Output = ()> + Send + use<> {
-        info!(address = %self.address, peer = %self.peer, epoch = self.epoch, "device connected");
+        info!(address = %self.address, peer = %self.peer, epoch = self.epoch(), "device connected");
         let mut serving = Serving::new(self, devices);
         let begun = serving.begin(rest);
         async move {
@@ -375,7 +375,7 @@ impl Session {
             LineIs::Uplink => false,
         };
         if let Some(uplink) = devices.uplink.as_ref().filter(|_| self.rules.uplink) {
-            uplink.line(&self.address, self.epoch, line, late);
+            uplink.line(&self.address, self.epoch(), line, late);
         }
     }
 }

@@ -36,7 +36,11 @@ const ASK_EVERY: usize = 16;
 #[derive(Debug)]
 pub struct Session {
     pub(super) address: Address,
-    pub(super) epoch: u64,
+    /// Tells it from every other connection of its address here, whatever epoch it is told by.
+    pub(super) number: u64,
+    epoch: AtomicU64,
+    /// Whether readers of presence know of it, or are about to.
+    announced: AtomicBool,
     pub(super) peer: SocketAddr,
     pub(super) rules: Arc<Rules>,
     _tickets: Tickets,
@@ -80,6 +84,8 @@ pub(super) struct Hold {
     pub(super) greeting: bool,
     /// Commands that are parked go first.
     pub(super) parked: bool,
+    /// Another bridge may have the device still; what it hands over goes first.
+    pub(super) claiming: bool,
 }
 
 /// What became of an offer.
@@ -138,7 +144,7 @@ impl Session {
             proofs,
             outbox: Outbox::default(),
             transport,
-            hold: Hold { greeting: rules.wait_for_greeting, parked: false },
+            hold: Hold { greeting: rules.wait_for_greeting, parked: false, claiming: false },
             swept: false,
             always_writable: false,
             end: None,
@@ -146,7 +152,9 @@ impl Session {
         };
         Self {
             address,
-            epoch,
+            number: epoch,
+            epoch: AtomicU64::new(epoch),
+            announced: AtomicBool::new(true),
             peer,
             rules,
             _tickets: tickets,
@@ -170,7 +178,44 @@ impl Session {
 
     /// Which connection of its address it is: later ones have higher epochs.
     pub fn epoch(&self) -> u64 {
-        self.epoch
+        self.epoch.load(Ordering::Relaxed)
+    }
+
+    /// Readers know of one with this epoch already: this one is later. Only before it is announced.
+    pub(super) fn set_epoch(&self, epoch: u64) {
+        self.epoch.store(epoch, Ordering::Relaxed);
+    }
+
+    /// Whether readers of presence know of it, or are about to.
+    pub(super) fn is_announced(&self) -> bool {
+        self.announced.load(Ordering::Relaxed)
+    }
+
+    /// Notes whether they are; gives whether they were.
+    pub(super) fn set_announced(&self, announced: bool) -> bool {
+        self.announced.swap(announced, Ordering::Relaxed)
+    }
+
+    /// From now on what comes waits, until `release`: another bridge may have the device still. Called
+    /// before anyone else knows of this session.
+    pub(super) fn hold(&self) {
+        self.set_announced(false);
+        self.lock().hold.claiming = true;
+    }
+
+    /// Lets what waited for another bridge go, behind what is parked.
+    pub(super) fn release(&self, devices: &Devices) {
+        let mut shared = self.lock();
+        shared.hold.parked |= devices.parking.gates(&self.address);
+        if std::mem::take(&mut shared.hold.claiming) {
+            shared.lane.restart_clock(Instant::now());
+            self.wake.give();
+        }
+    }
+
+    /// Whether another bridge may have the device still.
+    pub(crate) fn is_claiming(&self) -> bool {
+        self.lock().hold.claiming
     }
 
     /// When it began.
@@ -249,7 +294,9 @@ impl Session {
         };
         // Half a line is on the wire: its rest has to follow, room or not.
         if taken == 0 {
-            if shared.lane.len() >= self.rules.lane_max {
+            // What another bridge hands over waited in a lane there.
+            let shares = if order.facts.origin.route.handed { 2 } else { 1 };
+            if shared.lane.len() >= self.rules.lane_max * shares {
                 let waiting = shared.lane.len();
                 return Ok(Offer::LaneFull(order, waiting));
             }
@@ -257,7 +304,11 @@ impl Session {
                 return Ok(Offer::NoRoom(order));
             }
         }
-        shared.lane.push(order, taken, now);
+        if order.facts.origin.route.handed && shared.hold.claiming {
+            shared.lane.push_handed(order, now);
+        } else {
+            shared.lane.push(order, taken, now);
+        }
         devices.lanes_changed(1);
         self.wake.give();
         Ok(Offer::Waiting)
@@ -421,6 +472,7 @@ impl Shared {
             return false;
         }
         self.hold.greeting
+            || self.hold.claiming
             // Before a parked one that has been fetched may stand only what came earlier.
             || self.hold.parked && !self.lane.has_one_that_goes_first()
             || first.wants_answer() && !self.proofs.may_ask(&rules.answer, now)
@@ -429,6 +481,6 @@ impl Shared {
 
 impl Hold {
     fn any(self) -> bool {
-        self.greeting || self.parked
+        self.greeting || self.parked || self.claiming
     }
 }

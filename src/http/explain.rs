@@ -76,6 +76,8 @@ pub(crate) struct Timeline {
     /// When the bridge learned that the device's TCP stack has acknowledged it.
     pub(crate) acknowledged: Option<String>,
     pub(crate) answered: Option<String>,
+    /// When another bridge had it, which tells its outcome.
+    pub(crate) passed_on: Option<String>,
     pub(crate) outcome: Option<String>,
     /// When that outcome was known.
     pub(crate) settled: Option<String>,
@@ -154,6 +156,7 @@ fn timeline(facts: &Arc<Facts>, reporter: &Reporter) -> Timeline {
         written: step(&steps.written_ms),
         acknowledged: step(&steps.acknowledged_ms),
         answered: step(&steps.answered_ms),
+        passed_on: step(&steps.passed_on_ms),
         outcome: steps.outcome().map(|outcome| outcome.label().to_owned()),
         settled: step(&steps.concluded_ms),
     }

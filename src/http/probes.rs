@@ -21,6 +21,8 @@ pub(super) fn routes() -> Vec<Route> {
 async fn readyz(State(state): State<HttpState>) -> (StatusCode, &'static str) {
     if state.draining.load(Ordering::Relaxed) {
         (StatusCode::SERVICE_UNAVAILABLE, "draining\n")
+    } else if !state.is_routing() {
+        (StatusCode::SERVICE_UNAVAILABLE, "not routing: other bridges do not find its devices\n")
     } else if state.consuming.load(Ordering::Relaxed) {
         (StatusCode::OK, "ready\n")
     } else {

@@ -25,6 +25,6 @@ pub(super) async fn stats(
     }
     let is_set = |flag: &std::sync::atomic::AtomicBool| flag.load(Ordering::Relaxed);
     let draining = is_set(&state.draining);
-    let ready = is_set(&state.consuming) && !draining;
+    let ready = is_set(&state.consuming) && state.is_routing() && !draining;
     Json(state.stats.now(ready, draining)).into_response()
 }

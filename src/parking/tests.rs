@@ -18,7 +18,7 @@ fn other() -> Arc<Facts> {
 }
 
 fn parking(device_max: usize, total_max: usize) -> Arc<Parking> {
-    Arc::new(Parking::new(device_max, total_max, RETURNS_WITHIN))
+    Arc::new(Parking::new(device_max, total_max, RETURNS_WITHIN, false))
 }
 
 #[test]

@@ -71,7 +71,8 @@ fn a_crowd_that_came_and_went_unseen_costs_nothing() {
 
 #[test]
 fn an_event_says_all_the_contract_names() {
-    let presence = Presence::new(Run::of_a_test(), Arc::new(Notify::new()), Live::of_a_test());
+    let presence =
+        Presence::new(Run::of_a_test(), Arc::new(Notify::new()), Live::of_a_test(), None);
     presence.changed(change(7, 42, true));
     let (address, json) = presence.next().expect("one event");
     assert_eq!(address.to_string(), "127.0.0.7");
@@ -97,7 +98,8 @@ fn what_a_snapshot_has_shown_is_not_forgotten() {
 
 #[test]
 fn there_is_no_snapshot_while_too_much_waits_for_the_broker() {
-    let presence = Presence::new(Run::of_a_test(), Arc::new(Notify::new()), Live::of_a_test());
+    let presence =
+        Presence::new(Run::of_a_test(), Arc::new(Notify::new()), Live::of_a_test(), None);
     presence.lock().addresses_max = 1;
     presence.changed(change(1, 1, true));
     assert_eq!(presence.snapshot(), Some(0));

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use humantime::format_duration;
 
-use super::table::{Access, Broker, Device, Http};
+use super::table::{Access, Broker, Device, Http, Process};
 use super::value::{Identity, Protocol, Secret};
 use crate::protocol::check_line;
 
@@ -40,6 +40,20 @@ pub(super) fn broker(mq: &Broker, errors: &mut Vec<String>) {
         errors.push(format!("MQ_HOST: expected each host once, got {endpoint} twice"));
     }
     readable("MQ_CA_FILE", mq.ca_file.as_deref(), errors);
+}
+
+/// AMQP's limit on the names of queues and exchanges, in bytes.
+const NAME_MAX: usize = 255;
+
+/// What a bridge needs to be one of several.
+pub(super) fn cluster(mq: &Broker, process: &Process, errors: &mut Vec<String>) {
+    let name = mq.alive_queue(&process.name());
+    if process.cluster.is_on() && name.len() > NAME_MAX {
+        errors.push(format!(
+            "BRIDGE_NAME: expected `{name}` to have at most {NAME_MAX} bytes with MQ_ROUTE_EXCHANGE before it, got {}",
+            name.len()
+        ));
+    }
 }
 
 /// What HTTP needs.

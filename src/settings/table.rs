@@ -89,6 +89,7 @@ section! {
     outcome_events: Switch = "MQ_OUTCOME_EVENTS", "off", "`on` publishes what became of each command as `outcome.<address>`, whether or not its sender wants a receipt.";
     tap_exchange: String = "MQ_TAP_EXCHANGE", "device-tap", "Topic exchange to which what happens is published while somebody listens there, as `rabbitline tap` does; declared if it is missing.";
     undelivered_exchange: String = "MQ_UNDELIVERED_EXCHANGE", "undelivered", "Exchange for commands that were not delivered; declared (fanout) if it is missing, with a durable queue of the same name.";
+    route_exchange: String = "MQ_ROUTE_EXCHANGE", "device-routes", "With `CLUSTER=on`: direct exchange that takes a command to the bridge which has its device, whose address is the routing key; declared if it is missing.";
     parked_prefix: String = "MQ_PARKED_PREFIX", "parked", "Commands parked for a device wait in the durable queue `<prefix>.<address>`; a queue named by the prefix alone marks that there may be such.";
 }
 
@@ -194,6 +195,8 @@ section! {
     /// The process itself.
     Process, RawProcess, PROCESS_ROWS, "";
     bridge_name: Option<String> = "BRIDGE_NAME", "", "Name of this bridge in events and receipts; unset: the host name.";
+    cluster: Switch = "CLUSTER", "off", "`on`: this bridge is one of several that share the devices and the command queue; each needs a `BRIDGE_NAME` of its own.";
+    cluster_gone_after: Duration = "CLUSTER_GONE_AFTER", "5s", "A bridge that has not been connected to the broker for this long is taken over from by another.";
     bridge_heartbeat: Duration = "BRIDGE_HEARTBEAT", "3s", "How often the bridge says in `bridge.<name>` that it is there.";
     last_value_max: Room = "LAST_VALUE_MAX", "16777216", "Bytes of memory for the last line of each device, all together, which is shown to who asks for the state; the oldest goes first. 0: none is kept.";
     last_value_ttl: Option<Duration> = "LAST_VALUE_TTL", "", "A last line is removed after this, and `last.<address>` says so; unset: never.";

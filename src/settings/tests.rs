@@ -177,5 +177,6 @@ fn the_readme_shows_this_table() {
 
 fn is_settings_row(line: &str) -> bool {
     let name = line.strip_prefix("| `").and_then(|rest| rest.split('`').next()).unwrap_or("");
-    name.contains('_') && name.chars().all(|c| c.is_ascii_uppercase() || c == '_') || name == "LOG"
+    let is_one = name.contains('_') && name.chars().all(|c| c.is_ascii_uppercase() || c == '_');
+    is_one || ["LOG", "CLUSTER"].contains(&name)
 }

@@ -21,6 +21,7 @@ mod broker_cluster;
 mod broker_loss;
 mod check;
 mod cli;
+mod cluster;
 mod console;
 mod copies;
 mod dead_links;

@@ -45,6 +45,11 @@ impl Frames {
         self.frame_max = frame_max;
     }
 
+    /// The longest piece of a body that fits into a frame.
+    pub(super) fn body_max(&self) -> usize {
+        self.frame_max - FRAME_OVERHEAD
+    }
+
     /// Room for what comes next, at least as much as the frame that has begun still needs.
     pub(super) fn room(&mut self) -> &mut [u8] {
         if self.start == self.end {

@@ -62,6 +62,16 @@ impl Wire {
         Ok(frames::put(frame, &mut self.outgoing)?)
     }
 
+    /// Bytes that wait to be sent.
+    pub(super) fn waiting(&self) -> usize {
+        self.outgoing.len() - self.sent
+    }
+
+    /// The longest piece of a body that fits into a frame.
+    pub(super) fn body_max(&self) -> usize {
+        self.incoming.body_max()
+    }
+
     /// Sends what waits, as far as that goes at once.
     pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while let Some(rest) = self.outgoing.get(self.sent..).filter(|rest| !rest.is_empty()) {

@@ -10,6 +10,7 @@ const STEPS = {
   written: "the kernel took its last byte",
   acknowledged: "the bridge learned that the device's TCP stack has it",
   answered: "the device's answer came",
+  passed_on: "another bridge had it, which knows its outcome",
   settled: "its outcome was known",
 };
 
@@ -24,7 +25,7 @@ export function timeline(command) {
     .sort((a, b) => a.at - b.at || a.order - b.order);
   const steps = taken.map(({ step, at }, index) => h("li", { title: `${STEPS[step]}: ${command[step]}` },
     index > 0 && h("span", { class: "gap" }, between(at - taken[index - 1].at)),
-    h("span", { class: "step" }, step),
+    h("span", { class: "step" }, step.replace("_", " ")),
     h("time", { datetime: command[step] }, clock(at, { exact: true }))));
   return h("ol", { class: "steps", "aria-label": "Steps" }, steps);
 }

@@ -7,8 +7,8 @@ use std::time::Duration;
 use futures_util::StreamExt as _;
 use lapin::options::{
     BasicConsumeOptions, BasicPublishOptions, BasicQosOptions, ConfirmSelectOptions,
-    ExchangeDeclareOptions, ExchangeDeleteOptions, QueueBindOptions, QueueDeclareOptions,
-    QueueDeleteOptions,
+    ExchangeBindOptions, ExchangeDeclareOptions, ExchangeDeleteOptions, QueueBindOptions,
+    QueueDeclareOptions, QueueDeleteOptions,
 };
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{
@@ -101,6 +101,27 @@ impl Amqp {
         self.channel.basic_publish(exchange.into(), key.into(), options, body, properties).await
     }
 
+    /// Publishes as a careful sender does: one that no queue takes comes back, and is published again.
+    #[track_caller]
+    pub(crate) fn publish_until_taken(&self, exchange: &str, key: &str, body: &[u8]) {
+        eventually("a queue takes the message", || {
+            block_on(async {
+                let options = BasicPublishOptions { mandatory: true, immediate: false };
+                let properties = persistent();
+                let (exchange, key) = (exchange.into(), key.into());
+                let published =
+                    self.channel.basic_publish(exchange, key, options, body, properties).await;
+                // One at a time, so that what comes back with it is this one.
+                let confirmed = published.expect("publish").await.expect("the broker confirms");
+                if confirmed == Confirmation::Ack(None) {
+                    Ok(())
+                } else {
+                    Err(format!("{confirmed:?}"))
+                }
+            })
+        });
+    }
+
     #[track_caller]
     pub(crate) fn declare_queue(&self, name: &str, arguments: &[(&str, AMQPValue)]) {
         let options = QueueDeclareOptions::durable();
@@ -133,6 +154,15 @@ impl Amqp {
             FieldTable::default(),
         );
         block_on(bind).expect("queue.bind");
+    }
+
+    /// Binds an exchange to another.
+    #[track_caller]
+    pub(crate) fn bind_exchange(&self, from: &str, to: &str, key: &str) {
+        let options = ExchangeBindOptions { nowait: false };
+        let (to, from, arguments) = (to.into(), from.into(), FieldTable::default());
+        let bind = self.channel.exchange_bind(to, from, key.into(), options, arguments);
+        block_on(bind).expect("exchange.bind");
     }
 
     #[track_caller]

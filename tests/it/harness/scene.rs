@@ -53,6 +53,7 @@ impl Scene {
             .set("MQ_TAP_EXCHANGE", self.tap())
             .set("MQ_UNDELIVERED_EXCHANGE", self.undelivered())
             .set("MQ_PARKED_PREFIX", self.parked())
+            .set("MQ_ROUTE_EXCHANGE", self.routes())
     }
 
     pub(crate) fn queue(&self) -> String {
@@ -69,6 +70,11 @@ impl Scene {
 
     pub(crate) fn tap(&self) -> String {
         format!("{}.tap", self.name)
+    }
+
+    /// The exchange that bridges share, and what the names of their inboxes begin with.
+    pub(crate) fn routes(&self) -> String {
+        format!("{}.routes", self.name)
     }
 
     pub(crate) fn undelivered(&self) -> String {

@@ -1,0 +1,249 @@
+//! `Hand`: the deliveries of one channel, from the moment they come until they are acknowledged.
+//!
+//! It decodes, routes and acknowledges in one place, so that a command for a device that reads costs
+//! no hop between tasks. It never waits for a device: what has to wait is settled later, through a
+//! verdict. When every delivery in hand waits, the consumer is renewed: cancelled and started again
+//! with all its credit, while the broker keeps what it delivered before. So one device that does not
+//! read stops nobody else, with a prefetch of 1 too.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::BrokerError;
+use super::acks::Acks;
+use super::intake::{Intake, Taken};
+use super::message::Delivered;
+use super::stream::Stream;
+use crate::clock;
+use crate::fanout::Fanout;
+use crate::router::Routed;
+use crate::settlement::{Settlement, Verdict, Verdicts};
+
+/// How long all deliveries in hand may wait for the publisher before the consumer is renewed. A
+/// confirm takes milliseconds, or some hundred under load; renewing is two round trips.
+const PUBLISHER_GRACE: Duration = Duration::from_secs(1);
+
+/// How long all deliveries in hand may wait for their proof before the consumer is renewed. A
+/// device on the same network acknowledges in less; renewing is two round trips to the broker.
+const PROOF_GRACE: Duration = Duration::from_millis(5);
+
+/// The deliveries of one channel.
+pub(super) struct Hand<'a> {
+    intake: &'a Intake,
+    /// Whether it is what other bridges send, not what is in the command queue.
+    from_inbox: bool,
+    stream: Stream,
+    acks: Acks,
+    verdicts: Arc<Verdicts>,
+    settled: mpsc::Receiver<Verdict>,
+    prefetch: usize,
+    stalled_max: usize,
+    /// Since when every delivery in hand has waited.
+    waiting_since: Option<Instant>,
+    /// A command for many, on its way to each.
+    fanout: Option<Fanout>,
+    /// How many unsettled deliveries the metrics know of.
+    counted: i64,
+}
+
+impl Drop for Hand<'_> {
+    fn drop(&mut self) {
+        self.intake.devices().metrics.unsettled_changed(-self.counted);
+    }
+}
+
+impl<'a> Hand<'a> {
+    pub(super) fn new(intake: &'a Intake, stream: Stream, from_inbox: bool) -> Self {
+        let mq = &intake.settings.mq;
+        let (prefetch, stalled_max) =
+            (usize::from(mq.prefetch.get()), usize::from(mq.stalled_max.get()));
+        // Every delivery that can be unsettled fits, so that a verdict never waits.
+        let (verdicts, settled) = mpsc::channel(prefetch + stalled_max);
+        let verdicts = Verdicts::new(verdicts, intake.devices().metrics.clone());
+        let (acks, waiting_since, fanout) = (Acks::default(), None, None);
+        Self {
+            intake,
+            from_inbox,
+            stream,
+            acks,
+            verdicts,
+            settled,
+            prefetch,
+            stalled_max,
+            waiting_since,
+            fanout,
+            counted: 0,
+        }
+    }
+
+    /// Takes up what comes until `drain`.
+    pub(super) async fn consume(mut self, drain: &CancellationToken) -> Result<Self, BrokerError> {
+        let mut drained = std::pin::pin!(drain.cancelled());
+        loop {
+            let renew_at = self.renew_at();
+            tokio::select! {
+                biased;
+                () = &mut drained => return Ok(self),
+                Some(verdict) = self.settled.recv() => self.judge(verdict),
+                // What comes next may be for one of those that have not had this yet.
+                () = tokio::task::yield_now(), if self.fanout.is_some() => self.fan_out(),
+                delivered = self.stream.next(), if self.fanout.is_none() => self.take_up(delivered?)?,
+                () = clock::until(renew_at) => self.renew().await?,
+            }
+            self.take_what_is_ready()?;
+            self.acknowledge()?;
+            // A full queue must not keep the other tasks of this thread waiting.
+            tokio::task::coop::consume_budget().await;
+        }
+    }
+
+    /// Takes up a delivery.
+    fn take_up(&mut self, delivered: Delivered) -> Result<(), BrokerError> {
+        let tag = delivered.tag;
+        if !self.acks.open(tag) {
+            let error = std::io::Error::other(format!("delivery tag {tag} is out of order"));
+            return Err(BrokerError::during("consuming")(error.into()));
+        }
+        let intake = self.intake;
+        let devices = intake.devices();
+        let settlement = Settlement::new(tag, &self.verdicts);
+        let settlement = match intake.take(delivered, self.from_inbox, settlement) {
+            Taken::One(order) => {
+                let now = order.facts.origin.arrived.mono;
+                match intake.router.route(order, now) {
+                    Routed::Waiting => None,
+                    Routed::Written(settlement) => settlement,
+                    Routed::Concluded(order, fate) => devices.reporter.conclude(order, fate),
+                }
+            }
+            Taken::Many(fanout) => {
+                self.fanout = Some(fanout);
+                None
+            }
+            Taken::Settled(settlement) => settlement,
+        };
+        if let Some(tag) = settlement.and_then(Settlement::settle_here) {
+            self.settle(tag);
+        }
+        Ok(())
+    }
+
+    /// Sends the command for many that is on its way to some more of them.
+    fn fan_out(&mut self) {
+        if self.fanout.as_mut().is_some_and(|fanout| self.intake.step(fanout)) {
+            self.fanout = None;
+        }
+    }
+
+    /// Takes up a verdict. What was given back stays open until the channel closes.
+    fn judge(&mut self, verdict: Verdict) {
+        match verdict {
+            Verdict::Ack(tag) => self.settle(tag),
+            Verdict::Return(_) => {}
+        }
+    }
+
+    fn settle(&mut self, tag: u64) {
+        let was_open = self.acks.settle(tag);
+        debug_assert!(was_open, "delivery {tag} settled twice");
+    }
+
+    /// Takes up whatever is there without waiting, until so much is settled that it is time to say so.
+    fn take_what_is_ready(&mut self) -> Result<(), BrokerError> {
+        let enough = (self.prefetch / 2).max(1);
+        while self.acks.due() < enough {
+            if let Ok(verdict) = self.settled.try_recv() {
+                self.judge(verdict);
+            } else if self.fanout.is_some() {
+                break;
+            } else if let Some(delivered) = self.stream.ready()? {
+                self.take_up(delivered)?;
+            } else {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends the acknowledgements that are due, as far as the connection takes them now.
+    fn acknowledge(&mut self) -> Result<(), BrokerError> {
+        let open = i64::try_from(self.acks.open_count()).unwrap_or(i64::MAX);
+        if open != self.counted {
+            self.intake.devices().metrics.unsettled_changed(open - self.counted);
+            self.counted = open;
+        }
+        if self.acks.due() == 0 {
+            return Ok(());
+        }
+        let (stream, mut result) = (&mut self.stream, Ok(()));
+        self.acks.take(|ack| {
+            if let Err(error) = stream.acknowledge(ack) {
+                result = Err(error);
+            }
+        });
+        result?;
+        self.stream.flush()
+    }
+
+    /// When to renew the consumer: at once if it has no credit left and devices that do not read
+    /// hold it, after a grace if it is proofs or the publisher that all wait for, never if too much
+    /// waits.
+    fn renew_at(&mut self) -> Option<Instant> {
+        if self.acks.open_of_consumer() < self.prefetch || self.acks.open_count() > self.stalled_max
+        {
+            self.waiting_since = None;
+            return None;
+        }
+        let since = *self.waiting_since.get_or_insert_with(Instant::now);
+        let router = &self.intake.router;
+        let grace = if router.waiting() > 0 {
+            Duration::ZERO
+        } else if router.proving() > 0 {
+            PROOF_GRACE
+        } else {
+            PUBLISHER_GRACE
+        };
+        Some(since + grace)
+    }
+
+    async fn renew(&mut self) -> Result<(), BrokerError> {
+        self.stream.cancel().await?;
+        // What the broker sent before it heard of the cancellation.
+        while let Some(delivered) = self.stream.ready()? {
+            self.take_up(delivered)?;
+            while self.fanout.is_some() {
+                self.fan_out();
+                tokio::task::yield_now().await;
+            }
+        }
+        self.acknowledge()?;
+        self.acks.start_consumer();
+        self.stream.consume().await?;
+        self.waiting_since = None;
+        Ok(())
+    }
+
+    /// Takes no more, and waits for the fate of what is in hand. What came and was not taken up
+    /// goes back to the queue with the channel.
+    pub(super) async fn finish(mut self) -> Result<(), BrokerError> {
+        self.stream.cancel().await?;
+        self.stream.forget_early();
+        while self.fanout.is_some() {
+            self.fan_out();
+            tokio::task::yield_now().await;
+        }
+        while self.acks.open_count() > 0 {
+            tokio::select! {
+                Some(verdict) = self.settled.recv() => self.judge(verdict),
+                // Nothing is delivered any more; this keeps the connection alive.
+                delivered = self.stream.next() => drop(delivered?),
+            }
+            self.acknowledge()?;
+        }
+        self.stream.close().await
+    }
+}

@@ -1,0 +1,91 @@
+//! What the other bridges tell everybody: which devices they have, and how high their epochs are.
+
+use futures_util::StreamExt;
+use lapin::options::{BasicConsumeOptions, QueueBindOptions};
+use lapin::types::FieldTable;
+use serde::Deserialize;
+
+use super::super::BrokerError;
+use super::super::client::private_queue;
+use super::super::connection::Link;
+use crate::cluster::{Cluster, Work};
+use crate::command::Address;
+use crate::device::Devices;
+use crate::settings::Settings;
+
+/// An event of presence, as much of it as matters to other bridges.
+#[derive(Deserialize)]
+struct Event<'a> {
+    address: &'a str,
+    online: bool,
+    epoch: u64,
+    bridge: &'a str,
+}
+
+/// That a bridge is there, as much of it as matters.
+#[derive(Deserialize)]
+struct Beat<'a> {
+    bridge: &'a str,
+    routes: Option<&'a str>,
+    epoch: Option<u64>,
+}
+
+/// Follows presence and heartbeats from now on.
+pub(super) async fn follow(
+    link: &Link,
+    settings: &Settings,
+) -> Result<lapin::Consumer, BrokerError> {
+    let channel = link.channel().await?;
+    let queue = private_queue(&channel, FieldTable::default()).await?;
+    let events = settings.mq.events_exchange.as_str();
+    for key in ["presence.#", "bridge.#"] {
+        let (options, arguments) = (QueueBindOptions { nowait: false }, FieldTable::default());
+        let bound =
+            channel.queue_bind(queue.clone(), events.into(), key.into(), options, arguments);
+        bound.await.map_err(BrokerError::during("following presence"))?;
+    }
+    let options =
+        BasicConsumeOptions { no_local: false, no_ack: true, exclusive: true, nowait: false };
+    let consuming = channel.basic_consume(queue, "".into(), options, FieldTable::default()).await;
+    consuming.map_err(BrokerError::during("following presence"))
+}
+
+/// Takes up what the others tell, until the connection ends.
+pub(super) async fn hear(
+    mut events: lapin::Consumer,
+    routes: &str,
+    devices: &Devices,
+    cluster: &Cluster,
+) -> BrokerError {
+    while let Some(event) = events.next().await {
+        match event {
+            Ok(event) if event.routing_key.as_str().starts_with("bridge.") => {
+                let beat = serde_json::from_slice::<Beat<'_>>(&event.data).ok();
+                // There may be others that share nothing but the events.
+                if let Some(beat) = beat.filter(|beat| beat.routes == Some(routes)) {
+                    devices.registry.heard(beat.epoch.unwrap_or_default());
+                    cluster.heard_of(beat.bridge);
+                }
+            }
+            Ok(event) => take_up(&event.data, devices, cluster),
+            Err(error) => return BrokerError::during("following presence")(error),
+        }
+        // lapin's stream knows nothing of tokio's budget.
+        tokio::task::coop::consume_budget().await;
+    }
+    BrokerError::Cancelled { queue: "of presence".to_owned() }
+}
+
+fn take_up(body: &[u8], devices: &Devices, cluster: &Cluster) {
+    let Ok(event) = serde_json::from_slice::<Event<'_>>(body) else { return };
+    if *event.bridge == *cluster.bridge {
+        return;
+    }
+    devices.registry.heard(event.epoch);
+    let Some(address) = Address::parse(event.address).ok().filter(|_| event.online) else { return };
+    devices.parking.left_to_others(&address);
+    // Two connections of a device that came to two bridges at once: both found it at none.
+    for order in devices.registry.evict(devices, &address, event.epoch, false).unwrap_or_default() {
+        cluster.push(Work::Command(order, None));
+    }
+}

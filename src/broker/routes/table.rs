@@ -1,0 +1,561 @@
+//! `Table`: what the broker and the other bridges know of this bridge's devices, on one connection.
+//!
+//! A device is claimed, bound, and unbound when its connection has ended and everybody was told: only then
+//! can another bridge find that nobody has it. What comes for it meanwhile waits behind the unbinding.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use lapin::BasicProperties;
+use lapin::types::ShortString;
+use tokio::time::Instant;
+use tracing::debug;
+
+use super::super::BrokerError;
+use super::super::intake::Intake;
+use super::super::message::{PERSISTENT, RouteMarks};
+use super::super::publication::Publication;
+use super::super::stream::{Courier, Said};
+use crate::clock::Moment;
+use crate::cluster::control::{self, Control};
+use crate::cluster::{Cluster, Work};
+use crate::command::{Address, Outcome};
+use crate::device::Devices;
+use crate::fate::Fate;
+use crate::order::{Order, Route, Steps};
+use crate::router::Routed;
+
+/// How long a bridge that may have a device has to answer before it is asked again, and what waits for the
+/// device waits no longer. It takes some milliseconds; after this it is dead, or cut off.
+const CLAIM_AGAIN: Duration = Duration::from_secs(5);
+
+/// How often it is asked whether the other bridges are there.
+const ASK_EVERY: Duration = Duration::from_secs(1);
+
+/// How far a device of this bridge is known to the others.
+#[derive(Debug)]
+enum Entry {
+    /// It is asked whether another bridge has it.
+    Claiming,
+    /// None has; the broker binds it.
+    Binding,
+    Bound,
+    /// Its connection has ended. It is unbound when that is told.
+    Ending {
+        /// The bridge that is told then, and the epoch the connection here had.
+        to: Option<(Arc<str>, u64)>,
+        /// What came for it since.
+        waiting: VecDeque<Order>,
+    },
+}
+
+/// What a publication was.
+#[derive(Debug)]
+enum Sent {
+    Command(Order, Option<Arc<str>>),
+    Claim(Address),
+    /// Whether this bridge is there.
+    Asked(Arc<str>),
+    Said,
+}
+
+/// What is known of this bridge's devices.
+pub(super) struct Table<'a> {
+    intake: &'a Intake,
+    cluster: &'a Cluster,
+    pub(super) courier: Courier,
+    entries: HashMap<Address, Entry>,
+    /// Publications that are not confirmed, by their numbers.
+    sent: HashMap<u64, Sent>,
+    /// Bindings and unbindings that are not answered, oldest first; unbindings have no address.
+    binding: VecDeque<Option<Address>>,
+    /// Claims, and when to make them again.
+    claims: VecDeque<(Instant, Address)>,
+    /// Devices that are unbound when nothing that was parked for them is in hand any more.
+    fetching: Vec<Address>,
+    /// When the other bridges were asked last whether they are there.
+    asked: Instant,
+}
+
+impl Drop for Table<'_> {
+    /// The connection is lost, or nothing is left.
+    fn drop(&mut self) {
+        let mut sent: Vec<_> = self.sent.drain().collect();
+        sent.sort_unstable_by_key(|(number, _)| *number);
+        let sent = sent.into_iter().filter_map(|(_, sent)| match sent {
+            Sent::Command(order, to) => Some(Work::Command(order, to)),
+            Sent::Claim(_) | Sent::Asked(_) | Sent::Said => None,
+        });
+        let waiting = self.entries.drain().flat_map(|(_, entry)| match entry {
+            Entry::Ending { waiting, .. } => waiting,
+            Entry::Claiming | Entry::Binding | Entry::Bound => VecDeque::new(),
+        });
+        let waiting = waiting.map(|order| Work::Command(order, None));
+        self.cluster.again(sent.chain(waiting).collect());
+        self.intake.devices().metrics.route_pending(0);
+    }
+}
+
+impl<'a> Table<'a> {
+    pub(super) fn new(intake: &'a Intake, cluster: &'a Cluster, courier: Courier) -> Self {
+        Self {
+            intake,
+            cluster,
+            courier,
+            entries: HashMap::new(),
+            sent: HashMap::new(),
+            binding: VecDeque::new(),
+            claims: VecDeque::new(),
+            fetching: Vec::new(),
+            asked: Instant::now(),
+        }
+    }
+
+    /// Does what is to be done, as far as the connection takes it.
+    pub(super) fn work(&mut self) -> Result<(), BrokerError> {
+        while self.courier.has_room() {
+            // First, so that a command for a device that has just gone waits behind its unbinding.
+            if let Some(address) = self.cluster.next_changed() {
+                self.settle(address)?;
+            } else if let Some(work) = self.cluster.next_work() {
+                self.take_on(work)?;
+            } else {
+                break;
+            }
+        }
+        self.courier.flush()
+    }
+
+    /// Looks at what nothing tells of.
+    pub(super) fn look(&mut self) -> Result<(), BrokerError> {
+        // Claims are here for longer than what is pending.
+        if !self.claims.is_empty() {
+            let pending = |entry: &&Entry| matches!(entry, Entry::Claiming | Entry::Binding);
+            self.devices().metrics.route_pending(self.entries.values().filter(pending).count());
+        }
+        for address in std::mem::take(&mut self.fetching) {
+            self.try_to_end(address)?;
+        }
+        let now = Instant::now();
+        while self.claims.front().is_some_and(|(at, _)| *at <= now) {
+            let Some((_, address)) = self.claims.pop_front() else { break };
+            if matches!(self.entries.get(&address), Some(Entry::Claiming)) {
+                self.devices().registry.release(self.devices(), &address);
+                self.claim(address)?;
+            }
+        }
+        if self.asked + ASK_EVERY <= now && self.courier.has_room() {
+            self.asked = now;
+            for bridge in self.cluster.others() {
+                let key = self.intake.settings.mq.alive_queue(&bridge).into();
+                // It vanishes in that queue.
+                let what = control_message(ShortString::default(), key, &Control::Alive, true);
+                self.publish(what, Sent::Asked(bridge))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether no device is bound, and nothing on its way.
+    pub(super) fn is_done(&self) -> bool {
+        self.entries.is_empty() && self.courier.unanswered() == 0 && self.cluster.is_idle()
+    }
+
+    /// Closes the connection in good order.
+    pub(super) async fn close(mut self) -> Result<(), BrokerError> {
+        self.courier.close().await
+    }
+
+    /// Takes up what the broker says.
+    pub(super) fn said(&mut self, said: Said) -> Result<(), BrokerError> {
+        match said {
+            Said::Bound => match self.binding.pop_front() {
+                Some(Some(address)) => self.bound(address),
+                Some(None) | None => Ok(()),
+            },
+            Said::Taken(number) => {
+                match self.sent.remove(&number) {
+                    Some(Sent::Command(order, _)) => self.passed_on(order),
+                    Some(Sent::Asked(bridge)) => self.cluster.is_there(&bridge),
+                    Some(Sent::Claim(_) | Sent::Said) | None => {}
+                }
+                Ok(())
+            }
+            Said::Returned(number) => match self.sent.remove(&number) {
+                Some(Sent::Command(order, to)) => self.came_back(order, to.is_some()),
+                Some(Sent::Claim(address)) => self.nobody_has(address),
+                Some(Sent::Asked(bridge)) => {
+                    self.cluster.is_missing(&bridge);
+                    Ok(())
+                }
+                Some(Sent::Said) | None => Ok(()),
+            },
+            Said::Refused(_) => Err(BrokerError::Topology {
+                object: format!("exchange `{}`", self.shared()),
+                said: "the broker could not take a message".to_owned(),
+                advice: "see what its log says of the queues behind it",
+            }),
+        }
+    }
+
+    fn take_on(&mut self, work: Work) -> Result<(), BrokerError> {
+        match work {
+            Work::Command(order, to) => self.pass_on(order, to),
+            Work::Yield { address, to, epoch } => self.yield_to(address, to, epoch),
+            Work::Say(to, control) => self.say(&to, &control),
+            Work::Heard(address, control) => self.heard(address, control),
+            Work::Greet(bridge) => {
+                let epoch = self.devices().registry.last_epoch();
+                let own = self.cluster.bridge.to_string();
+                self.say(&bridge, &Control::Here { bridge: own, epoch })
+            }
+            Work::ClaimAgain => {
+                let claimed = |(_, entry): &(&Address, &Entry)| matches!(entry, Entry::Claiming);
+                let all = self.entries.iter().filter(claimed);
+                let all: Vec<Address> = all.map(|(address, _)| address.clone()).collect();
+                all.into_iter().try_for_each(|address| self.claim(address))
+            }
+            Work::Parked(address) => {
+                let control = Control::Parked { address: address.to_string() };
+                let (exchange, key) = (self.shared().into(), address.to_string().into());
+                self.publish(control_message(exchange, key, &control, false), Sent::Said)
+            }
+        }
+    }
+
+    /// Brings what the others know of a device closer to the truth.
+    fn settle(&mut self, address: Address) -> Result<(), BrokerError> {
+        let registry = &self.devices().registry;
+        let session = registry.find(&address);
+        let is_here = session.as_ref().is_some_and(|session| !session.is_closed());
+        match self.entries.get_mut(&address) {
+            None if is_here => {
+                self.entries.insert(address.clone(), Entry::Claiming);
+                self.claim(address)
+            }
+            Some(Entry::Bound) if is_here => {
+                registry.announce(self.devices(), &address);
+                Ok(())
+            }
+            Some(Entry::Ending { to: None, waiting }) if is_here => {
+                let waiting = std::mem::take(waiting);
+                self.entries.insert(address.clone(), Entry::Bound);
+                self.devices().registry.announce(self.devices(), &address);
+                waiting.into_iter().for_each(|order| self.deliver(order));
+                Ok(())
+            }
+            Some(Entry::Ending { .. }) => self.try_to_end(address),
+            // It is told soon, and then this is looked at again.
+            _ if session.is_some() => Ok(()),
+            Some(Entry::Claiming) => {
+                self.entries.remove(&address);
+                Ok(())
+            }
+            Some(Entry::Bound | Entry::Binding) => {
+                let entry = Entry::Ending { to: None, waiting: VecDeque::new() };
+                self.entries.insert(address.clone(), entry);
+                self.try_to_end(address)
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Unbinds a device whose connection has ended, if everybody was told and what was parked for it is
+    /// where others find it.
+    fn try_to_end(&mut self, address: Address) -> Result<(), BrokerError> {
+        let devices = self.devices();
+        let Some(Entry::Ending { to, .. }) = self.entries.get(&address) else { return Ok(()) };
+        let goes_on = to.is_none() && devices.registry.find(&address).is_some();
+        if goes_on || !devices.registry.is_told(&address) {
+            return Ok(());
+        }
+        if devices.parking.is_fetching(&address) {
+            self.fetching.push(address);
+            return Ok(());
+        }
+        let Some(Entry::Ending { to, waiting }) = self.entries.remove(&address) else {
+            return Ok(());
+        };
+        self.unbind(&address)?;
+        for order in waiting {
+            self.pass_on(order, None)?;
+        }
+        if let Some((to, epoch)) = to {
+            // Behind all that came by the binding.
+            let named = address.to_string();
+            let own = Arc::clone(&self.cluster.bridge);
+            self.say(&own, &Control::Emptied { address: named, to: to.to_string(), epoch })?;
+            self.cluster.touch(&address);
+        }
+        Ok(())
+    }
+
+    /// Asks whether another bridge has a device.
+    fn claim(&mut self, address: Address) -> Result<(), BrokerError> {
+        let Some(session) = self.devices().registry.find(&address) else { return Ok(()) };
+        self.claims.push_back((Instant::now() + CLAIM_AGAIN, address.clone()));
+        let control = Control::Claim {
+            address: address.to_string(),
+            bridge: self.cluster.bridge.to_string(),
+            epoch: session.epoch(),
+        };
+        let (exchange, key) = (self.shared().into(), address.to_string().into());
+        let mut message = control_message(exchange, key, &control, true);
+        // It is made again then. The broker gives what has expired to whoever takes commands off the queue,
+        // who learns from it that nobody reads that inbox.
+        let expiration = CLAIM_AGAIN.as_millis().to_string();
+        message.properties = message.properties.with_expiration(expiration.into());
+        self.publish(message, Sent::Claim(address))
+    }
+
+    /// No bridge has a device that this one claims.
+    fn nobody_has(&mut self, address: Address) -> Result<(), BrokerError> {
+        if !matches!(self.entries.get(&address), Some(Entry::Claiming)) {
+            return Ok(());
+        }
+        self.entries.insert(address.clone(), Entry::Binding);
+        let (exchange, key) = (self.shared().to_owned(), address.to_string());
+        let inbox = self.inbox(&self.cluster.bridge);
+        self.courier.bind(&exchange, &inbox, &key)?;
+        self.binding.push_back(Some(address));
+        Ok(())
+    }
+
+    fn bound(&mut self, address: Address) -> Result<(), BrokerError> {
+        if let Some(entry @ Entry::Binding) = self.entries.get_mut(&address) {
+            *entry = Entry::Bound;
+            self.cluster.came_back(&address);
+            self.settle(address)?;
+        }
+        Ok(())
+    }
+
+    fn unbind(&mut self, address: &Address) -> Result<(), BrokerError> {
+        let (exchange, key) = (self.shared().to_owned(), address.to_string());
+        let inbox = self.inbox(&self.cluster.bridge);
+        self.courier.unbind(&exchange, &inbox, &key)?;
+        self.binding.push_back(None);
+        Ok(())
+    }
+
+    /// Lets another bridge have a device, once it is told that the connection here has ended.
+    fn yield_to(
+        &mut self,
+        address: Address,
+        bridge: Arc<str>,
+        epoch: Option<u64>,
+    ) -> Result<(), BrokerError> {
+        let named = address.to_string();
+        let held = epoch.unwrap_or_default();
+        match self.entries.get_mut(&address) {
+            Some(Entry::Bound | Entry::Binding) => {
+                let to = Some((bridge, held));
+                let entry = Entry::Ending { to, waiting: VecDeque::new() };
+                self.entries.insert(address.clone(), entry);
+                self.try_to_end(address)
+            }
+            Some(Entry::Ending { to, waiting }) => {
+                let epoch = to.take().map_or(held, |(_, epoch)| epoch.max(held));
+                *to = Some((Arc::clone(&bridge), epoch));
+                let waiting = std::mem::take(waiting);
+                self.cluster.moved(&address, &bridge);
+                for order in waiting {
+                    self.pass_on(order, Some(Arc::clone(&bridge)))?;
+                }
+                self.try_to_end(address)
+            }
+            Some(Entry::Claiming) => self.say(&bridge, &Control::Gone { address: named }),
+            None if epoch.is_some() => {
+                self.say(&bridge, &Control::Yielded { address: named, epoch: held })
+            }
+            None => {
+                // The binding by which the claim came may be a stale one.
+                self.unbind(&address)?;
+                self.say(&bridge, &Control::Gone { address: named })
+            }
+        }
+    }
+
+    fn heard(&mut self, address: Address, control: Control) -> Result<(), BrokerError> {
+        let devices = self.devices();
+        match control {
+            Control::Yielded { epoch, .. } => {
+                devices.registry.outdo(&address, epoch);
+                self.nobody_has(address)
+            }
+            // A binding that an earlier claim has left behind brought it back here.
+            Control::Claim { .. } => self.nobody_has(address),
+            Control::Later { epoch, .. } => {
+                let left = devices.registry.evict(devices, &address, epoch, true);
+                for order in left.unwrap_or_default() {
+                    self.cluster.push(Work::Command(order, None));
+                }
+                // The device may have connected here once more since it was claimed.
+                let claims = matches!(self.entries.get(&address), Some(Entry::Claiming));
+                if claims && self.is_here(&address) { self.claim(address) } else { Ok(()) }
+            }
+            Control::Gone { .. } => {
+                if matches!(self.entries.get(&address), Some(Entry::Claiming)) {
+                    self.claim(address)?;
+                }
+                Ok(())
+            }
+            Control::Emptied { to, epoch, .. } => {
+                let address = address.to_string();
+                self.say(&to, &Control::Yielded { address, epoch })
+            }
+            Control::Left { .. } | Control::Here { .. } | Control::Alive => Ok(()),
+            Control::Parked { .. } => {
+                if devices.wants_parked(&address) {
+                    devices.parking.nudged(&address);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Passes a command on: to the bridge `to`, or to whoever has its device.
+    fn pass_on(&mut self, order: Order, to: Option<Arc<str>>) -> Result<(), BrokerError> {
+        let devices = self.devices();
+        if !order.settlement.is_live() {
+            devices.hand_back_untouched(order);
+            return Ok(());
+        }
+        if order.command().expires <= Instant::now() {
+            let reason = "its ttl ended on the way to its device's bridge";
+            devices.reporter.report(order, Fate::new(Outcome::Expired, reason));
+            return Ok(());
+        }
+        let address = order.command().address.clone();
+        if to.is_none() && self.is_here(&address) {
+            self.deliver(order);
+            return Ok(());
+        }
+        let to = to.or_else(|| self.cluster.moved_to(&address));
+        if to.is_none() {
+            match self.entries.get_mut(&address) {
+                Some(Entry::Ending { waiting, .. }) => {
+                    waiting.push_back(order);
+                    return Ok(());
+                }
+                Some(entry @ (Entry::Bound | Entry::Binding)) => {
+                    *entry = Entry::Ending { to: None, waiting: VecDeque::from([order]) };
+                    return Ok(());
+                }
+                // It came by a binding that this bridge does not know of: it would come again.
+                None if order.facts.origin.route.hops > 0 => self.unbind(&address)?,
+                Some(Entry::Claiming) | None => {}
+            }
+        }
+        let message = self.routed(&order, to.as_deref());
+        self.publish(message, Sent::Command(order, to))
+    }
+
+    fn routed(&self, order: &Order, to: Option<&str>) -> Publication {
+        let (facts, now) = (&order.facts, Moment::now());
+        let address = facts.command.address.to_string();
+        let left = facts.command.expires.saturating_duration_since(now.mono);
+        let left_ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
+        let hops = facts.origin.route.hops.saturating_add(1);
+        let marks = RouteMarks {
+            address: Some(address.clone()),
+            until_ms: Some(now.wall_ms.saturating_add(left_ms)),
+            redelivered: facts.origin.redelivered,
+            route: Route { hops, handed: to.is_some() },
+        };
+        let message = &facts.origin.message;
+        let id = self.devices().reporter.id(&facts.origin);
+        let (exchange, key) = match to {
+            Some(bridge) => (ShortString::default(), self.inbox(bridge)),
+            None => (self.shared().into(), address),
+        };
+        Publication {
+            exchange,
+            key: key.into(),
+            properties: message.routed_properties(&marks, &id),
+            body: message.body().into(),
+            mandatory: true,
+        }
+    }
+
+    /// Another bridge has a command now, whose sender hears of it from there.
+    fn passed_on(&self, order: Order) {
+        let Order { facts, settlement, .. } = order;
+        let devices = self.devices();
+        Steps::take(&facts.steps.passed_on_ms, Moment::now());
+        devices.metrics.passed_on();
+        let id = devices.reporter.id(&facts.origin);
+        debug!(%id, address = %facts.command.address, "command passed on to another bridge");
+        settlement.settle();
+    }
+
+    /// No queue took a command: that of the bridge it was for, or that of any.
+    fn came_back(&mut self, order: Order, was_for_one: bool) -> Result<(), BrokerError> {
+        let address = order.command().address.clone();
+        if was_for_one {
+            self.cluster.came_back(&address);
+            return self.pass_on(order, None);
+        }
+        if self.is_here(&address) {
+            self.deliver(order);
+            return Ok(());
+        }
+        self.devices().metrics.route_returned();
+        let fate = Fate::new(Outcome::Offline, "the device is not connected to any bridge");
+        self.devices().reporter.report(order, fate);
+        Ok(())
+    }
+
+    /// Gives a command to its device, which is here.
+    fn deliver(&self, order: Order) {
+        match self.intake.router.route(order, Instant::now()) {
+            Routed::Waiting | Routed::Written(None) => {}
+            Routed::Written(Some(settlement)) => settlement.settle(),
+            Routed::Concluded(order, fate) => self.devices().reporter.report(order, fate),
+        }
+    }
+
+    fn is_here(&self, address: &Address) -> bool {
+        let session = self.devices().registry.find(address);
+        session.is_some_and(|session| !session.is_closed())
+    }
+
+    /// Says something to a bridge.
+    fn say(&mut self, bridge: &str, control: &Control) -> Result<(), BrokerError> {
+        let inbox = self.inbox(bridge).into();
+        self.publish(control_message(ShortString::default(), inbox, control, false), Sent::Said)
+    }
+
+    fn publish(&mut self, what: Publication, sent: Sent) -> Result<(), BrokerError> {
+        let number = self.courier.publish(what)?;
+        self.sent.insert(number, sent);
+        Ok(())
+    }
+
+    fn devices(&self) -> &'a Devices {
+        self.intake.devices()
+    }
+
+    /// The exchange that leads to all bridges.
+    fn shared(&self) -> &'a str {
+        &self.intake.settings.mq.route_exchange
+    }
+
+    fn inbox(&self, bridge: &str) -> String {
+        self.intake.settings.mq.inbox(bridge)
+    }
+}
+
+fn control_message(
+    exchange: ShortString,
+    key: ShortString,
+    control: &Control,
+    mandatory: bool,
+) -> Publication {
+    let properties = BasicProperties::default()
+        .with_content_type("application/json".into())
+        .with_type(control::TYPE.into())
+        .with_delivery_mode(PERSISTENT);
+    Publication { exchange, key, properties, body: control.body().into(), mandatory }
+}

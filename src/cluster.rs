@@ -1,0 +1,256 @@
+//! `Cluster`: what this bridge owes the others, until the task that has the connection has done it.
+//!
+//! The registry and presence say which devices have come or gone, the router hands over commands whose
+//! device is not here, and the consumer of the inbox what other bridges say. Bounded by nature: an
+//! address is here once, each command is a delivery that is not settled, and what bridges say is taken out
+//! before more of it is taken off the inbox.
+
+mod bridges;
+pub(crate) mod control;
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::Instant;
+use tracing::error;
+
+use self::bridges::Bridges;
+use self::control::Control;
+use crate::command::{Address, Reason};
+use crate::metrics::Metrics;
+use crate::order::Order;
+
+/// How many bridges may pass a command on. One suffices; a device that moves while a command is on its way
+/// takes one more each time, and more than this can only be a circle.
+pub(crate) const HOPS_MAX: u8 = 3;
+
+/// How long it is remembered which bridge a device was handed over to: what comes for it here meanwhile goes
+/// there directly. Far longer than the binding takes; beyond it the broker knows the way.
+const MOVED_FOR: Duration = Duration::from_secs(10);
+/// Devices of which that is remembered, at some 150 bytes each; beyond it all are forgotten, and the broker
+/// is asked for the way.
+const MOVED_MAX: usize = 20_000;
+
+/// What the task is to do.
+#[derive(Debug)]
+pub(crate) enum Work {
+    /// Pass a command on: to the bridge with this name, or to whoever has its device.
+    Command(Order, Option<Arc<str>>),
+    /// Another bridge claims a device. The connection here had this epoch and is closed; None if there was
+    /// none.
+    Yield { address: Address, to: Arc<str>, epoch: Option<u64> },
+    /// Say this to a bridge.
+    Say(Arc<str>, Control),
+    /// Another bridge, or this one, has said this.
+    Heard(Address, Control),
+    /// Commands were parked for a device that no bridge had.
+    Parked(Address),
+    /// Tell a bridge that was not known that this one is there.
+    Greet(Arc<str>),
+    /// Claim again what may have been claimed from a bridge that is gone.
+    ClaimAgain,
+}
+
+/// What this bridge owes the others.
+#[derive(Debug)]
+pub(crate) struct Cluster {
+    pub(crate) bridge: Arc<str>,
+    metrics: Metrics,
+    /// Whether the other bridges find the devices of this one.
+    pub(crate) routing: AtomicBool,
+    /// Tells the task that there is something to do.
+    work: Notify,
+    /// Each held for a few map operations, never across an await, and nothing is locked while it is.
+    board: Mutex<Board>,
+    bridges: Mutex<Bridges>,
+}
+
+#[derive(Debug, Default)]
+struct Board {
+    /// Devices of which the others may know something outdated, each once.
+    changed: VecDeque<Address>,
+    is_changed: HashSet<Address>,
+    work: VecDeque<Work>,
+    /// Where devices went, and when.
+    moved: HashMap<Address, (Arc<str>, Instant)>,
+}
+
+impl Cluster {
+    /// Owes nothing yet.
+    pub(crate) fn new(bridge: Arc<str>, metrics: Metrics) -> Self {
+        let (routing, work) = (AtomicBool::new(false), Notify::new());
+        let (board, bridges) = (Mutex::default(), Mutex::default());
+        Self { bridge, metrics, routing, work, board, bridges }
+    }
+
+    /// A device has come or gone, or what was to be said of it is said. While there is no connection nothing
+    /// is noted: the next one begins with all devices.
+    pub(crate) fn touch(&self, address: &Address) {
+        if !self.routing.load(Ordering::Relaxed) {
+            return;
+        }
+        let mut board = self.lock();
+        if board.is_changed.insert(address.clone()) {
+            board.changed.push_back(address.clone());
+            drop(board);
+            self.work.notify_one();
+        }
+    }
+
+    /// Passes a command on whose device is not here; gives it back, with the reason, if too many have.
+    pub(crate) fn pass_on(&self, order: Order) -> Result<(), (Order, Reason)> {
+        let hops = order.facts.origin.route.hops;
+        if hops >= HOPS_MAX {
+            self.metrics.route_looped();
+            let address = &order.command().address;
+            error!(%address, hops, "a command was passed on from bridge to bridge too often: the broker has a binding for its device that no bridge stands behind.");
+            let reason = format!("{hops} bridges have passed it on, and its device is at none");
+            return Err((order, reason.into()));
+        }
+        self.push(Work::Command(order, None));
+        Ok(())
+    }
+
+    /// What is to be done, behind all that is to be done already.
+    pub(crate) fn push(&self, work: Work) {
+        self.lock().work.push_back(work);
+        self.work.notify_one();
+    }
+
+    /// What could not be done on a connection that is lost, in its order, before all that came since.
+    pub(crate) fn again(&self, work: Vec<Work>) {
+        let mut board = self.lock();
+        for one in work.into_iter().rev() {
+            board.work.push_front(one);
+        }
+    }
+
+    /// Commands were parked for a device that no bridge had: one may have it since.
+    pub(crate) fn parked(&self, address: Address) {
+        self.push(Work::Parked(address));
+    }
+
+    /// The device is handed over to another bridge: what comes for it goes there.
+    pub(crate) fn moved(&self, address: &Address, to: &Arc<str>) {
+        let mut board = self.lock();
+        if board.moved.len() >= MOVED_MAX {
+            board.moved = HashMap::new();
+        }
+        board.moved.insert(address.clone(), (Arc::clone(to), Instant::now()));
+    }
+
+    /// Where the device went, if it has just gone.
+    pub(crate) fn moved_to(&self, address: &Address) -> Option<Arc<str>> {
+        let mut board = self.lock();
+        let (to, at) = board.moved.get(address)?;
+        if at.elapsed() < MOVED_FOR {
+            return Some(Arc::clone(to));
+        }
+        board.moved.remove(address);
+        None
+    }
+
+    /// The device is here.
+    pub(crate) fn came_back(&self, address: &Address) {
+        self.lock().moved.remove(address);
+    }
+
+    /// A device of which the others may know something outdated.
+    pub(crate) fn next_changed(&self) -> Option<Address> {
+        let mut board = self.lock();
+        let address = board.changed.pop_front()?;
+        board.is_changed.remove(&address);
+        Some(address)
+    }
+
+    /// What is to be done next.
+    pub(crate) fn next_work(&self) -> Option<Work> {
+        self.lock().work.pop_front()
+    }
+
+    /// Waits until there is something to do.
+    pub(crate) async fn until_work(&self) {
+        self.work.notified().await;
+    }
+
+    /// Whether nothing is to be done.
+    pub(crate) fn is_idle(&self) -> bool {
+        let board = self.lock();
+        board.work.is_empty() && board.changed.is_empty()
+    }
+
+    /// The connection is there, or lost: whether devices that come and go are to be noted.
+    pub(crate) fn set_routing(&self, routing: bool) {
+        self.routing.store(routing, Ordering::Relaxed);
+        let mut board = self.lock();
+        board.changed.clear();
+        board.is_changed.clear();
+    }
+
+    /// Another bridge has been heard of.
+    pub(crate) fn heard_of(&self, bridge: &str) {
+        if *bridge == *self.bridge {
+            return;
+        }
+        let (is_new, count) = {
+            let mut bridges = self.bridges();
+            (bridges.heard_of(bridge), bridges.count())
+        };
+        if is_new {
+            self.metrics.bridges(count);
+            // It may have begun behind this one's last heartbeat.
+            self.push(Work::Greet(bridge.into()));
+        }
+    }
+
+    /// The other bridges that are known.
+    pub(crate) fn others(&self) -> Vec<Arc<str>> {
+        self.bridges().names()
+    }
+
+    /// A bridge is connected to the broker.
+    pub(crate) fn is_there(&self, bridge: &str) {
+        self.bridges().is_there(bridge);
+    }
+
+    /// A bridge is not.
+    pub(crate) fn is_missing(&self, bridge: &str) {
+        self.bridges().is_missing(bridge, Instant::now());
+    }
+
+    /// Nothing of a bridge is left at the broker.
+    pub(crate) fn forget_bridge(&self, bridge: &str) {
+        let mut bridges = self.bridges();
+        bridges.forget(bridge);
+        self.metrics.bridges(bridges.count());
+    }
+
+    /// Whether the others are there is not known any more: this bridge itself was not.
+    pub(crate) fn was_away(&self) {
+        self.bridges().reset();
+    }
+
+    /// A bridge that has been missing for so long, to be taken over from.
+    pub(crate) fn take_gone(&self, after: Duration) -> Option<Arc<str>> {
+        self.bridges().take_gone(after, Instant::now())
+    }
+
+    /// The bindings of a bridge are gone: all others are to claim again what they claimed from it.
+    pub(crate) fn left(&self, gone: &str) {
+        for other in self.others().into_iter().filter(|other| **other != *gone) {
+            self.push(Work::Say(other, Control::Left { bridge: gone.to_owned() }));
+        }
+        self.push(Work::ClaimAgain);
+    }
+
+    fn bridges(&self) -> std::sync::MutexGuard<'_, Bridges> {
+        self.bridges.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Board> {
+        self.board.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

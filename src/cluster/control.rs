@@ -1,0 +1,75 @@
+//! What bridges say to each other, as messages that are no commands. Pure.
+
+use std::borrow::Cow;
+
+use serde::{Deserialize, Serialize};
+
+/// The AMQP property `type` of such a message.
+pub(crate) const TYPE: &str = "rabbitline.cluster";
+
+/// What one bridge says to another.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "says", rename_all = "snake_case")]
+pub(crate) enum Control {
+    /// A device has connected to `bridge`: whoever has an earlier connection of it is to let it go.
+    Claim { address: String, bridge: String, epoch: u64 },
+    /// The connection that had this epoch is closed and reported, what waited for it is handed over, and
+    /// nothing more comes here for the device.
+    Yielded { address: String, epoch: u64 },
+    /// The connection here is the later one, of this epoch.
+    Later { address: String, epoch: u64 },
+    /// The device was here and is not: claim it again.
+    Gone { address: String },
+    /// To itself, behind all that came for the device before its binding ended: `to` may have it now.
+    Emptied { address: String, to: String, epoch: u64 },
+    /// What came for this bridge is taken on by another, and its bindings are gone: what was claimed from it
+    /// is to be claimed again.
+    Left { bridge: String },
+    /// To one that was not known: this one is there, too, and has given out epochs up to this.
+    Here { bridge: String, epoch: u64 },
+    /// Whether the bridge is there: if it is not, this comes back.
+    Alive,
+    /// Commands were parked for the device because no bridge had it.
+    Parked { address: String },
+}
+
+impl Control {
+    /// Reads what another bridge has said.
+    pub(crate) fn read(body: &[u8]) -> Result<Self, Cow<'static, str>> {
+        serde_json::from_slice(body).map_err(|error| error.to_string().into())
+    }
+
+    /// As the body of a message.
+    pub(crate) fn body(&self) -> Vec<u8> {
+        // Strings and numbers: this cannot fail.
+        serde_json::to_vec(self).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_said_is_heard() {
+        let address = "10.2.0.7".to_owned();
+        let bridge = "b1".to_owned();
+        let all = [
+            Control::Claim { address: address.clone(), bridge: bridge.clone(), epoch: 7 },
+            Control::Yielded { address: address.clone(), epoch: 7 },
+            Control::Later { address: address.clone(), epoch: u64::MAX },
+            Control::Gone { address: address.clone() },
+            Control::Emptied { address: address.clone(), to: bridge, epoch: 7 },
+            Control::Left { bridge: "b2".to_owned() },
+            Control::Here { bridge: "b2".to_owned(), epoch: 9 },
+            Control::Alive,
+            Control::Parked { address },
+        ];
+        for said in all {
+            assert_eq!(Control::read(&said.body()), Ok(said));
+        }
+        for wrong in ["", "{}", r#"{"says":"nothing"}"#, r#"{"says":"claim"}"#] {
+            assert!(Control::read(wrong.as_bytes()).is_err(), "{wrong}");
+        }
+    }
+}

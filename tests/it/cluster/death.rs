@@ -1,0 +1,156 @@
+//! A bridge that dies: what came for it reaches its devices where they are then.
+
+use serde_json::json;
+
+use super::{setup, until_online};
+use crate::harness::{Bridge, Scene, command, eventually, persistent, reply_to};
+
+/// The inbox of a bridge.
+fn inbox(scene: &Scene, name: &str) -> String {
+    format!("{}.{name}", scene.routes())
+}
+
+/// Ends a bridge as a crash would.
+fn kill(bridge: Bridge) {
+    bridge.program.signal("KILL");
+    let _ = bridge.program.finish();
+}
+
+/// Waits until nothing of a bridge is left at the broker.
+#[track_caller]
+fn until_gone(scene: &Scene, name: &str) {
+    let inbox = inbox(scene, name);
+    eventually("its queue is gone", || match scene.amqp.queue(&inbox) {
+        Err(_) => Ok(()),
+        Ok(depth) => Err(format!("{depth:?}")),
+    });
+    assert!(scene.amqp.exchange(&inbox).is_err(), "and its exchange");
+}
+
+#[test]
+fn commands_in_the_inbox_of_a_bridge_that_is_killed_reach_the_device_at_another() {
+    const COMMANDS: usize = 30;
+    let scene = Scene::new("cluster-killed");
+    let presence = scene.presence();
+    let start = |name| setup(&scene, name).set("CLUSTER_GONE_AFTER", "1s").start();
+    let (first, second) = (start("a"), start("b"));
+    second.until_metric("rabbitline_route_bridges", |known| known == 1.0);
+    let old = first.device("127.0.0.2");
+    until_online(&presence, "127.0.0.2", "a");
+    let receipts = scene.receipts();
+    first.program.signal("STOP");
+    let messages = (0..COMMANDS).map(|number| {
+        let body = command("127.0.0.2", &number.to_string()).to_string().into_bytes();
+        (body, reply_to(&receipts).with_message_id(format!("m-{number}").into()))
+    });
+    scene.amqp.publish_all(&scene.routes(), "127.0.0.2", messages);
+    let mut device = second.device("127.0.0.2");
+
+    kill(first);
+
+    for number in 0..COMMANDS {
+        assert_eq!(device.line(), format!("{number}\r\n"));
+    }
+    for (number, letter) in receipts.take(COMMANDS).iter().enumerate() {
+        let receipt = letter.json();
+        assert_eq!(receipt["id"], format!("m-{number}"));
+        assert_eq!((&receipt["outcome"], &receipt["bridge"]), (&json!("written"), &json!("b")));
+    }
+    until_online(&presence, "127.0.0.2", "b");
+    until_gone(&scene, "a");
+    assert_eq!(second.metric("rabbitline_route_bridges_taken_over_total"), 1.0);
+    drop(old);
+
+    // It comes back, and its devices with it.
+    let first = start("a");
+    let mut back = first.device("127.0.0.2");
+    until_online(&presence, "127.0.0.2", "a");
+    scene.publish(&command("127.0.0.2", "BACK"));
+    assert_eq!(back.line(), "BACK\r\n");
+    assert_eq!(device.until_closed(), Vec::<Vec<u8>>::new());
+    assert_eq!(receipts.so_far().len(), 0, "each was told once");
+}
+
+#[test]
+fn a_bridge_that_died_before_the_others_came_is_found_by_what_comes_for_it() {
+    let scene = Scene::new("cluster-forgotten");
+    let presence = scene.presence();
+    let start = |name| setup(&scene, name).set("CLUSTER_GONE_AFTER", "1s").start();
+    let first = start("a");
+    let old = first.device("127.0.0.2");
+    until_online(&presence, "127.0.0.2", "a");
+    kill(first);
+    drop(old);
+    let second = start("b");
+    let mut device = second.device("127.0.0.2");
+
+    // Nobody takes it out of the queue of the first bridge, and the broker gives it to the second.
+    let brief = command("127.0.0.2", "TOO LATE").to_string();
+    let properties = persistent().with_expiration("500".into());
+    scene.amqp.publish(&scene.routes(), "127.0.0.2", brief.as_bytes(), properties);
+
+    until_online(&presence, "127.0.0.2", "b");
+    until_gone(&scene, "a");
+    let body = command("127.0.0.2", "NOW").to_string();
+    scene.amqp.publish_until_taken(&scene.routes(), "127.0.0.2", body.as_bytes());
+    assert_eq!(device.line(), "NOW\r\n");
+    assert_eq!(second.outcomes("expired"), 1.0, "its time was over");
+}
+
+#[test]
+fn a_bridge_that_is_told_to_end_leaves_nothing_behind() {
+    const COMMANDS: usize = 50;
+    let scene = Scene::new("cluster-ends");
+    let presence = scene.presence();
+    let (first, second) = (setup(&scene, "a").start(), setup(&scene, "b").start());
+    let _device = first.device("127.0.0.2");
+    until_online(&presence, "127.0.0.2", "a");
+    let receipts = scene.receipts();
+    let messages = (0..COMMANDS).map(|number| {
+        (command("127.0.0.2", &number.to_string()).to_string().into_bytes(), reply_to(&receipts))
+    });
+    scene.amqp.publish_all(&scene.routes(), "127.0.0.2", messages);
+
+    let finished = first.terminate();
+
+    assert_eq!(finished.code, Some(0), "nothing was cut short");
+    until_gone(&scene, "a");
+    for letter in receipts.take(COMMANDS) {
+        let receipt = letter.json();
+        let ends = ["written", "offline"].contains(&receipt["outcome"].as_str().unwrap_or(""));
+        assert!(ends, "{receipt}");
+    }
+    assert_eq!(second.metric("rabbitline_route_bridges_taken_over_total"), 0.0);
+    assert_eq!(presence.take(1)[0].json()["online"], false);
+}
+
+#[test]
+fn a_cluster_on_quorum_queues_takes_over_and_leaves_nothing_behind_too() {
+    let scene = Scene::new("cluster-quorum");
+    let presence = scene.presence();
+    let start = |name| {
+        let setup = setup(&scene, name).set("CLUSTER_GONE_AFTER", "1s");
+        setup.set("MQ_QUEUE_TYPE", "quorum").start()
+    };
+    let (first, second) = (start("a"), start("b"));
+    second.until_metric("rabbitline_route_bridges", |known| known == 1.0);
+    let old = first.device("127.0.0.2");
+    until_online(&presence, "127.0.0.2", "a");
+    first.program.signal("STOP");
+    for number in 0..3 {
+        let body = command("127.0.0.2", &number.to_string()).to_string();
+        scene.amqp.publish_until_taken(&scene.routes(), "127.0.0.2", body.as_bytes());
+    }
+    let mut device = second.device("127.0.0.2");
+
+    kill(first);
+    drop(old);
+
+    let mut lines: Vec<String> = (0..3).map(|_| device.line()).collect();
+    // A quorum queue puts what was in hand behind the others.
+    lines.sort();
+    assert_eq!(lines, ["0\r\n", "1\r\n", "2\r\n"]);
+    until_gone(&scene, "a");
+    assert_eq!(second.terminate().code, Some(0));
+    until_gone(&scene, "b");
+}
