@@ -1,17 +1,17 @@
 //! `Message`: one AMQP message as it came, opaque outside this folder, and what may be asked of it.
 
+mod route;
+
 use std::hash::{Hash, Hasher};
 
 use lapin::BasicProperties;
 use lapin::message::Delivery;
 use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
 
+pub(super) use self::route::RouteMarks;
 use super::decode::Stamps;
-use super::stream::NUMBER_HEADER;
 use crate::clock::{self, Moment};
-use crate::cluster::control;
 use crate::command::{Address, Outcome, Reason};
-use crate::order::Route;
 
 /// The header RabbitMQ sets when its timestamp interceptor is on.
 pub(super) const TIMESTAMP_MS_HEADER: &str = "timestamp_in_ms";
@@ -34,27 +34,6 @@ const AT_HEADER: &str = "x-at";
 const RETURNS_HEADER: &str = "x-delivery-count";
 /// What a quorum queue puts on a message each time it delivers it, which is not of the message.
 const OF_THE_QUEUE: [&str; 2] = [RETURNS_HEADER, "x-acquired-count"];
-/// What RabbitMQ says of a message that has waited in vain elsewhere.
-const DIED_IN_HEADER: &str = "x-first-death-queue";
-
-/// Headers of a command on its way from bridge to bridge, which are gone once it has arrived: for whom it
-/// is, until when it may be written (milliseconds since 1970), how many bridges have passed it on,
-/// whether the broker has handed it to somebody before, and whether its device was connected to the
-/// bridge that hands it over.
-const ROUTE_ADDRESS_HEADER: &str = "x-route-address";
-const ROUTE_UNTIL_HEADER: &str = "x-route-until";
-const ROUTE_HOPS_HEADER: &str = "x-route-hops";
-const ROUTE_REDELIVERED_HEADER: &str = "x-route-redelivered";
-const ROUTE_HANDED_HEADER: &str = "x-route-handed";
-const ROUTE_HEADERS: [&str; 6] = [
-    ROUTE_ADDRESS_HEADER,
-    ROUTE_UNTIL_HEADER,
-    ROUTE_HOPS_HEADER,
-    ROUTE_REDELIVERED_HEADER,
-    ROUTE_HANDED_HEADER,
-    NUMBER_HEADER,
-];
-
 /// What must not come with a command that is tried again: what was said of the first try, what would say
 /// that it is older than that, what the broker adds, and what would route it to further queues.
 const NOT_AGAIN: [&str; 15] = [
@@ -87,16 +66,6 @@ const HEADERS_BYTES_MAX: usize = 100 * 1024;
 pub(super) struct ParkedMarks {
     pub(super) until_ms: Option<u64>,
     pub(super) by: Option<String>,
-}
-
-/// What a message says about its way from bridge to bridge.
-#[derive(Debug, Default, Clone, PartialEq, Eq)]
-pub(super) struct RouteMarks {
-    /// Whom it is for, whomever its body names.
-    pub(super) address: Option<String>,
-    pub(super) until_ms: Option<u64>,
-    pub(super) redelivered: bool,
-    pub(super) route: Route,
 }
 
 /// What a message is known by while it is parked.
@@ -270,78 +239,6 @@ impl Message {
             [OUTCOME_HEADER, REASON_HEADER, ADDRESS_HEADER, PARKED_UNTIL_HEADER, PARKED_BY_HEADER];
         self.properties = self.with_headers(self.headers(&ours));
         marks
-    }
-
-    /// The properties of the message on its way to another bridge: its own, and what that is to know.
-    pub(super) fn routed_properties(&self, marks: &RouteMarks, id: &str) -> BasicProperties {
-        let mut headers = self.headers(&ROUTE_HEADERS);
-        let RouteMarks { address, until_ms, redelivered, route } = marks;
-        if let Some(address) = address {
-            headers.insert(ROUTE_ADDRESS_HEADER.into(), long(address));
-        }
-        if let Some(until_ms) = until_ms {
-            let until_ms = i64::try_from(*until_ms).unwrap_or(i64::MAX);
-            headers.insert(ROUTE_UNTIL_HEADER.into(), AMQPValue::LongLongInt(until_ms));
-        }
-        headers.insert(ROUTE_HOPS_HEADER.into(), AMQPValue::LongInt(route.hops.into()));
-        for (name, is_so) in
-            [(ROUTE_REDELIVERED_HEADER, *redelivered), (ROUTE_HANDED_HEADER, route.handed)]
-        {
-            if is_so {
-                headers.insert(name.into(), AMQPValue::Boolean(true));
-            }
-        }
-        let mut properties = self.with_headers(headers).with_delivery_mode(PERSISTENT);
-        if let Some(expiration) = self.properties.expiration() {
-            properties = properties.with_expiration(expiration.clone());
-        }
-        match self.message_id() {
-            Some(_) => properties,
-            None => properties.with_message_id(id.into()),
-        }
-    }
-
-    /// Takes off what it was given on its way from bridge to bridge.
-    pub(super) fn unroute(&mut self) -> RouteMarks {
-        let has_some = self.header(ROUTE_HOPS_HEADER).is_some();
-        if !has_some {
-            return RouteMarks::default();
-        }
-        let is_so = |name| matches!(self.header(name), Some(AMQPValue::Boolean(true)));
-        let hops = self.header(ROUTE_HOPS_HEADER).and_then(whole_number);
-        let hops = hops.and_then(|hops| u8::try_from(hops).ok()).unwrap_or(u8::MAX);
-        let marks = RouteMarks {
-            address: self.text(ROUTE_ADDRESS_HEADER),
-            until_ms: self.header(ROUTE_UNTIL_HEADER).and_then(whole_number),
-            redelivered: is_so(ROUTE_REDELIVERED_HEADER),
-            route: Route { hops, handed: is_so(ROUTE_HANDED_HEADER) },
-        };
-        let expiration = self.properties.expiration().clone();
-        self.properties = self.with_headers(self.headers(&ROUTE_HEADERS));
-        if let Some(expiration) = expiration {
-            self.properties = self.properties.clone().with_expiration(expiration);
-        }
-        marks
-    }
-
-    /// The queue in which it waited in vain before it came here, if it did.
-    pub(super) fn died_in(&self) -> Option<String> {
-        self.text(DIED_IN_HEADER)
-    }
-
-    /// The `expiration` it had when it died: the broker takes it off.
-    pub(super) fn expiration_at_death(&self) -> Option<u64> {
-        let AMQPValue::FieldArray(deaths) = self.header("x-death")? else { return None };
-        let AMQPValue::FieldTable(last) = deaths.as_slice().first()? else { return None };
-        let AMQPValue::LongString(text) = last.inner().get("original-expiration")? else {
-            return None;
-        };
-        std::str::from_utf8(text.as_bytes()).ok()?.parse().ok()
-    }
-
-    /// Whether bridges say something to each other with it, and it is no command.
-    pub(super) fn is_control(&self) -> bool {
-        self.properties.kind().as_ref().is_some_and(|kind| kind.as_str() == control::TYPE)
     }
 
     /// What became of it, if it was not delivered.

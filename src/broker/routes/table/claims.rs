@@ -1,0 +1,145 @@
+//! Who has which device: what is asked of the other bridges, and what they ask.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use lapin::types::ShortString;
+use tokio::time::Instant;
+
+use super::super::super::BrokerError;
+use super::{CLAIM_AGAIN, Entry, Sent, Table, control_message};
+use crate::cluster::Work;
+use crate::cluster::control::Control;
+use crate::command::Address;
+
+impl Table<'_> {
+    /// Asks whether another bridge has a device.
+    pub(super) fn claim(&mut self, address: Address) -> Result<(), BrokerError> {
+        let Some(session) = self.devices().registry.find(&address) else { return Ok(()) };
+        self.claims.push_back((Instant::now() + CLAIM_AGAIN, address.clone()));
+        let control = Control::Claim {
+            address: address.to_string(),
+            bridge: self.cluster.bridge.to_string(),
+            epoch: session.epoch(),
+        };
+        let (exchange, key) = (self.shared().into(), address.to_string().into());
+        let mut message = control_message(exchange, key, &control, true);
+        // It is made again then. The broker gives what has expired to whoever takes commands off the queue,
+        // who learns from it that nobody reads that inbox.
+        let expiration = CLAIM_AGAIN.as_millis().to_string();
+        message.properties = message.properties.with_expiration(expiration.into());
+        self.publish(message, Sent::Claim(address))
+    }
+
+    /// No bridge has a device that this one claims.
+    pub(super) fn nobody_has(&mut self, address: Address) -> Result<(), BrokerError> {
+        if !matches!(self.entries.get(&address), Some(Entry::Claiming)) {
+            return Ok(());
+        }
+        self.entries.insert(address.clone(), Entry::Binding);
+        let (exchange, key) = (self.shared().to_owned(), address.to_string());
+        let inbox = self.inbox(&self.cluster.bridge);
+        self.courier.bind(&exchange, &inbox, &key)?;
+        self.binding.push_back(Some(address));
+        Ok(())
+    }
+
+    pub(super) fn bound(&mut self, address: Address) -> Result<(), BrokerError> {
+        if let Some(entry @ Entry::Binding) = self.entries.get_mut(&address) {
+            *entry = Entry::Bound;
+            self.cluster.came_back(&address);
+            self.settle(address)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn unbind(&mut self, address: &Address) -> Result<(), BrokerError> {
+        let (exchange, key) = (self.shared().to_owned(), address.to_string());
+        let inbox = self.inbox(&self.cluster.bridge);
+        self.courier.unbind(&exchange, &inbox, &key)?;
+        self.binding.push_back(None);
+        Ok(())
+    }
+
+    /// Lets another bridge have a device, once it is told that the connection here has ended.
+    pub(super) fn yield_to(
+        &mut self,
+        address: Address,
+        bridge: Arc<str>,
+        epoch: Option<u64>,
+    ) -> Result<(), BrokerError> {
+        let named = address.to_string();
+        let held = epoch.unwrap_or_default();
+        match self.entries.get_mut(&address) {
+            Some(Entry::Bound | Entry::Binding) => {
+                let to = Some((bridge, held));
+                let entry = Entry::Ending { to, waiting: VecDeque::new() };
+                self.entries.insert(address.clone(), entry);
+                self.try_to_end(address)
+            }
+            Some(Entry::Ending { to, waiting }) => {
+                let epoch = to.take().map_or(held, |(_, epoch)| epoch.max(held));
+                *to = Some((Arc::clone(&bridge), epoch));
+                let waiting = std::mem::take(waiting);
+                self.cluster.moved(&address, &bridge);
+                for order in waiting {
+                    self.pass_on(order, Some(Arc::clone(&bridge)))?;
+                }
+                self.try_to_end(address)
+            }
+            Some(Entry::Claiming) => self.say(&bridge, &Control::Gone { address: named }),
+            None if epoch.is_some() => {
+                self.say(&bridge, &Control::Yielded { address: named, epoch: held })
+            }
+            None => {
+                // The binding by which the claim came may be a stale one.
+                self.unbind(&address)?;
+                self.say(&bridge, &Control::Gone { address: named })
+            }
+        }
+    }
+
+    pub(super) fn heard(&mut self, address: Address, control: Control) -> Result<(), BrokerError> {
+        let devices = self.devices();
+        match control {
+            Control::Yielded { epoch, .. } => {
+                devices.registry.outdo(&address, epoch);
+                self.nobody_has(address)
+            }
+            // A binding that an earlier claim has left behind brought it back here.
+            Control::Claim { .. } => self.nobody_has(address),
+            Control::Later { epoch, .. } => {
+                let left = devices.registry.evict(devices, &address, epoch, true);
+                for order in left.unwrap_or_default() {
+                    self.cluster.push(Work::Command(order, None));
+                }
+                // The device may have connected here once more since it was claimed.
+                let claims = matches!(self.entries.get(&address), Some(Entry::Claiming));
+                if claims && self.is_here(&address) { self.claim(address) } else { Ok(()) }
+            }
+            Control::Gone { .. } => {
+                if matches!(self.entries.get(&address), Some(Entry::Claiming)) {
+                    self.claim(address)?;
+                }
+                Ok(())
+            }
+            Control::Emptied { to, epoch, .. } => {
+                let address = address.to_string();
+                self.say(&to, &Control::Yielded { address, epoch })
+            }
+            Control::Left { .. } | Control::Here { .. } | Control::Alive => Ok(()),
+            Control::Parked { .. } => {
+                if devices.wants_parked(&address) {
+                    devices.parking.nudged(&address);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Says something to a bridge.
+    pub(super) fn say(&mut self, bridge: &str, control: &Control) -> Result<(), BrokerError> {
+        let inbox = self.inbox(bridge).into();
+        self.publish(control_message(ShortString::default(), inbox, control, false), Sent::Said)
+    }
+}
