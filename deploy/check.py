@@ -12,6 +12,8 @@ import yaml
 NAMESPACE = "rabbitline"
 # A file of its own, for those who want it.
 RECORDER = "record-deployment.yaml"
+# In the place of the Deployment, for those who want several bridges.
+CLUSTER = "cluster-statefulset.yaml"
 # Seconds between the end of the drain and the kill, at least: time to close what is left.
 STOP_MARGIN = 5
 
@@ -24,6 +26,7 @@ def main(root: Path) -> int:
         *check_unit(deploy / "systemd" / "rabbitline.service", settings),
         *check_unit(deploy / "systemd" / "rabbitline-record.service", settings),
         *check_kubernetes(deploy / "kubernetes", settings),
+        *check_cluster(deploy / "kubernetes", settings, root / "src" / "metrics.rs"),
         *check_recorder(deploy / "kubernetes", settings),
         *check_compose(deploy / "docker" / "compose.yaml", settings),
         *check_image(deploy / "docker" / "Containerfile", root / "Cargo.toml"),
@@ -62,7 +65,7 @@ def check_unit(path: Path, settings: dict[str, str]):
 
 def check_kubernetes(folder: Path, settings: dict[str, str]):
     objects = {}
-    for path in sorted(set(folder.glob("*.yaml")) - {folder / RECORDER}):
+    for path in sorted(set(folder.glob("*.yaml")) - {folder / RECORDER, folder / CLUSTER}):
         for document in yaml.safe_load_all(path.read_text()):
             objects[document["kind"]] = document
             if document["kind"] not in ("Namespace", "Kustomization"):
@@ -70,7 +73,7 @@ def check_kubernetes(folder: Path, settings: dict[str, str]):
                     yield f"{path.name}: not in the namespace {NAMESPACE}"
 
     listed = set(objects["Kustomization"]["resources"])
-    present = {path.name for path in folder.glob("*.yaml")} - {"kustomization.yaml", "secret.example.yaml", RECORDER}
+    present = {path.name for path in folder.glob("*.yaml")} - {"kustomization.yaml", "secret.example.yaml", RECORDER, CLUSTER}
     if listed != present:
         yield f"kustomization.yaml: resources differ from the folder by {sorted(listed ^ present)}"
 
@@ -119,6 +122,29 @@ def check_kubernetes(folder: Path, settings: dict[str, str]):
         yield "Deployment: enableServiceLinks must be false, or Services put variables among the settings"
     if objects["Service"]["spec"].get("externalTrafficPolicy") != "Local":
         yield "Service: without externalTrafficPolicy Local all devices have the address of a node"
+
+
+def check_cluster(folder: Path, settings: dict[str, str], metrics: Path):
+    """Its pods are those of the Deployment but for what makes them several."""
+    bridges, scaler = yaml.safe_load_all((folder / CLUSTER).read_text())
+    deployment = yaml.safe_load((folder / "deployment.yaml").read_text())
+    template, one = bridges["spec"]["template"], deployment["spec"]["template"]
+    container = template["spec"]["containers"][0]
+    given = {variable["name"]: variable for variable in container.pop("env")}
+    yield from check_names(CLUSTER, given, settings)
+    if given.get("CLUSTER", {}).get("value") != "on":
+        yield f"{CLUSTER}: CLUSTER must be on, or each bridge takes the devices of the others for offline"
+    if given.get("BRIDGE_NAME", {}).get("valueFrom") != {"fieldRef": {"fieldPath": "metadata.name"}}:
+        yield f"{CLUSTER}: BRIDGE_NAME must be the pod's, or all bridges have the same"
+    del template["spec"]["topologySpreadConstraints"]
+    if template != one or bridges["spec"]["selector"] != deployment["spec"]["selector"]:
+        yield f"{CLUSTER}: its pods differ from those of deployment.yaml"
+    target = scaler["spec"]["scaleTargetRef"]
+    if (target["kind"], target["name"]) != (bridges["kind"], bridges["metadata"]["name"]):
+        yield f"{CLUSTER}: what is scaled is {target['kind']} {target['name']}, which is not there"
+    metric = scaler["spec"]["metrics"][0]["pods"]["metric"]["name"]
+    if f'"{metric.removeprefix("rabbitline_")}"' not in metrics.read_text():
+        yield f"{CLUSTER}: {metric} is no metric of the program"
 
 
 def check_recorder(folder: Path, settings: dict[str, str]):
