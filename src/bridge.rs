@@ -1,42 +1,25 @@
-//! `Bridge`: every part, made and joined; and the order in which they end.
+//! `Bridge`: how its parts start, and the order in which they end.
+
+mod parts;
 
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::net::TcpListener;
-use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
+use self::parts::Parts;
 use crate::access::gate::Total;
-use crate::backlog::{self, Backlog};
-use crate::broker::{
-    Consumer, Intake, Jobs, Nodes, Publisher, Requester, Routes, Tap, Undelivered,
-};
-use crate::cluster::Cluster;
-use crate::device::{Devices, Door, EndReason, Hall, Listener, Options, Registry, Rules, Sweeper};
-use crate::feed::{Feed, Outlet};
-use crate::groups::{Groups, Listed};
+use crate::device::{Devices, Door, EndReason, Hall, Listener, Options, Rules, Sweeper};
 use crate::http::{self, Access, HttpState, Topics};
-use crate::last_values::LastValues;
-use crate::live::{Live, Mask};
-use crate::metrics::Metrics;
-use crate::parking::Parking;
-use crate::presence::Presence;
-use crate::protocol::Wire;
-use crate::report::Reporter;
-use crate::router::Router;
-use crate::run::Run;
 use crate::settings::{self, Settings};
-use crate::stats::Stats;
-use crate::trail::Trail;
-use crate::uplink::Uplink;
 
 /// The part of the shutdown grace kept for telling the broker that every device is offline, after
 /// the commands in hand have had the rest.
@@ -44,9 +27,6 @@ const REPORT_SHARE: u32 = 4;
 
 /// The part of it that is kept for that when the other bridges are to be told first.
 const LEAVE_SHARE: u32 = 10;
-
-/// RabbitMQ gives up a connection after two heartbeats without a byte; one more for its timers.
-const HEARTBEATS_TO_NOTICE: u32 = 3;
 
 /// The part of the open files that is not for devices: broker connections, HTTP, files that are read.
 const FILES_SHARE: u64 = 10;
@@ -230,170 +210,6 @@ impl Fronts {
         }
         Ok(tasks)
     }
-}
-
-/// The parts, made and joined but not started.
-struct Parts {
-    devices: Arc<Devices>,
-    consumer: Consumer,
-    routes: Option<Routes>,
-    publisher: Publisher,
-    tap: Tap,
-    requester: Requester,
-    feed: Option<Feed>,
-    http: HttpState,
-}
-
-impl Parts {
-    fn new(settings: Settings, bridge: Arc<str>, wires: Vec<Wire>) -> io::Result<Self> {
-        let groups = groups(&settings)?;
-        let settings = Arc::new(settings);
-        let metrics = Metrics::new();
-        let work = Arc::new(Notify::new());
-        let stalled_max = usize::from(settings.mq.stalled_max.get());
-        let jobs = Arc::new(Jobs::new(Arc::clone(&work), unsettled_max(&settings)));
-        let run = Run::begin(Arc::clone(&bridge));
-        let live = Arc::new(Live::new(Mask::new(settings.process.live_mask.as_ref())));
-        let cluster = || Arc::new(Cluster::new(Arc::clone(&bridge), metrics.clone()));
-        let cluster = settings.process.cluster.is_on().then(cluster);
-        let presence =
-            Presence::new(run.clone(), Arc::clone(&work), Arc::clone(&live), cluster.clone());
-        let presence = Arc::new(presence);
-        let trail = Arc::new(Trail::default());
-        let new = |last| {
-            Uplink::new(run.clone(), Arc::clone(&work), metrics.clone(), Arc::clone(&live), last)
-        };
-        let uplink = last_values(&settings).map(new).map(Arc::new);
-        let parking = Arc::new(parking(&settings));
-        let reporter = Reporter::new(
-            Arc::clone(&jobs),
-            Arc::clone(&parking),
-            metrics.clone(),
-            Arc::clone(&live),
-            outcomes(&settings, &work),
-            run.clone(),
-        );
-        let registry = Registry::new(
-            Arc::clone(&presence),
-            Arc::clone(&trail),
-            metrics.clone(),
-            cluster.clone(),
-        );
-        let devices = Arc::new(Devices {
-            registry,
-            reporter: Arc::new(reporter),
-            uplink,
-            metrics: metrics.clone(),
-            parking,
-            sweeper: Sweeper::default(),
-            waiting: AtomicUsize::new(0),
-            proving: AtomicUsize::new(0),
-            groups,
-            wires,
-            cluster: cluster.clone(),
-        });
-        let router = Router::new(Arc::clone(&devices), stalled_max);
-        let intake = Arc::new(Intake::new(Arc::clone(&settings), router, Arc::clone(&trail)));
-        let nodes = Nodes::new(&settings.mq);
-        let routes = cluster.map(|cluster| Routes {
-            intake: Arc::clone(&intake),
-            nodes: Arc::clone(&nodes),
-            cluster,
-        });
-        let consumer = Consumer {
-            intake,
-            nodes: Arc::clone(&nodes),
-            bridge: Arc::clone(&bridge),
-            consuming: Arc::new(AtomicBool::new(false)),
-        };
-        let (of, to) = (Arc::clone(&settings), Arc::clone(&nodes));
-        let tap = Tap::new(of, to, run.clone(), Arc::clone(&live));
-        let consuming = Arc::clone(&consumer.consuming);
-        let (http, requester) = http(&settings, &nodes, &run, &devices, trail, live, consuming);
-        let outlet = Arc::new(Outlet::new(Arc::clone(&work)));
-        let feed = feed(&settings, &bridge, &outlet, &devices)?;
-        let publisher =
-            Publisher::new(settings, nodes, run, jobs, presence, Arc::clone(&devices), outlet);
-        Ok(Self { devices, consumer, routes, publisher, tap, requester, feed, http })
-    }
-}
-
-fn groups(settings: &Settings) -> io::Result<Groups> {
-    let listed = settings.groups.file.clone().map(Listed::open).transpose();
-    Ok(Groups::new(listed.map_err(|error| wrong("GROUPS_FILE", error))?.unwrap_or_default()))
-}
-
-fn feed(
-    settings: &Settings,
-    bridge: &str,
-    outlet: &Arc<Outlet>,
-    devices: &Arc<Devices>,
-) -> io::Result<Option<Feed>> {
-    let (source, url) = (&settings.source, &settings.redis.url);
-    let feed = Feed::new(source, url, bridge, Arc::clone(outlet), Arc::clone(devices));
-    feed.map_err(|error| wrong("REDIS_URL", error))
-}
-
-/// Where last lines are kept, if any device's lines are wanted.
-fn last_values(settings: &Settings) -> Option<LastValues> {
-    let process = &settings.process;
-    let wants_lines = settings.listeners.iter().any(|it| it.device.uplink.is_on());
-    wants_lines.then(|| LastValues::new(process.last_value_max.0, process.last_value_ttl))
-}
-
-/// Where what became of commands waits for the broker, if it is to be published.
-fn outcomes(settings: &Settings, work: &Arc<Notify>) -> Option<Arc<Backlog>> {
-    let backlog = || Backlog::new("outcomes", Arc::clone(work), backlog::BYTES_MAX);
-    settings.mq.outcome_events.is_on().then(backlog).map(Arc::new)
-}
-
-/// How many deliveries can be unsettled. Commands come by the command queue and, in a cluster, by the inbox.
-fn unsettled_max(settings: &Settings) -> usize {
-    let queues = if settings.process.cluster.is_on() { 2 } else { 1 };
-    let mq = &settings.mq;
-    queues * (usize::from(mq.prefetch.get()) + usize::from(mq.stalled_max.get()))
-}
-
-fn parking(settings: &Settings) -> Parking {
-    Parking::new(
-        settings.command.parked_max.0,
-        settings.command.parked_total_max.0,
-        settings.mq.heartbeat * HEARTBEATS_TO_NOTICE,
-        settings.process.cluster.is_on(),
-    )
-}
-
-/// What HTTP reads and hands on to; and the task that publishes for it.
-fn http(
-    settings: &Arc<Settings>,
-    nodes: &Arc<Nodes>,
-    run: &Run,
-    devices: &Arc<Devices>,
-    trail: Arc<Trail>,
-    live: Arc<Live>,
-    consuming: Arc<AtomicBool>,
-) -> (HttpState, Requester) {
-    let (settings, bridge) = (Arc::clone(settings), &run.bridge);
-    let expires_ms = settings.process.expires_ms();
-    let wires = devices.wires.clone();
-    let nodes = Arc::clone(nodes);
-    let (requests, requester) =
-        Requester::new(Arc::clone(&settings), Arc::clone(&nodes), Arc::clone(bridge), wires);
-    let stats = Stats::new(devices.metrics.clone(), run.clone());
-    let state = HttpState {
-        devices: Arc::clone(devices),
-        trail,
-        live,
-        run: run.clone(),
-        expires_ms,
-        requests: Arc::new(requests),
-        undelivered: Arc::new(Undelivered::new(settings, nodes, Arc::clone(bridge))),
-        stats: Arc::new(stats),
-        consuming,
-        draining: Arc::new(AtomicBool::new(false)),
-        needs_token: false,
-    };
-    (state, requester)
 }
 
 /// What devices connect to, bound.
