@@ -66,7 +66,7 @@ impl Bridge {
             return Err(io::Error::other("no listener"));
         };
         let door = Arc::new(Door::of_topics(first, &bridge));
-        let options = Options::of(&first.device);
+        let options = Arc::new(Options::of(&first.device));
         let wires = listeners.iter().map(Listener::wire).collect();
         let Parts { devices, consumer, routes, publisher, tap, requester, feed, http } =
             Parts::new(settings, bridge, wires)?;

@@ -43,6 +43,7 @@ const ACCEPT_WAIT_MAX: Duration = Duration::from_secs(1);
 pub(crate) struct Listener {
     listener: TcpListener,
     door: Arc<Door>,
+    options: Options,
     rate: Option<AcceptRate>,
 }
 
@@ -65,10 +66,11 @@ impl Listener {
         if address.is_ipv6() {
             SockRef::from(&socket).set_only_v6(false)?;
         }
-        Options::of(&listener.device).set(&SockRef::from(&socket))?;
+        let options = Options::of(&listener.device);
+        options.set(&SockRef::from(&socket))?;
         socket.bind(address)?;
         let rate = Door::accept_rate(listener);
-        Ok(Self { listener: socket.listen(BACKLOG)?, door: Arc::new(door), rate })
+        Ok(Self { listener: socket.listen(BACKLOG)?, door: Arc::new(door), options, rate })
     }
 
     /// Its name in logs.
@@ -98,6 +100,9 @@ impl Listener {
             match accepted {
                 Ok((stream, peer)) => {
                     wait = ACCEPT_WAIT_MIN;
+                    if let Err(error) = self.options.spread(&SockRef::from(&stream)) {
+                        debug!(%peer, %error, "cannot set the options of a socket.");
+                    }
                     self.take(stream, peer, &hall);
                 }
                 Err(error) if is_of_one_connection(&error) => {

@@ -26,7 +26,7 @@ pub(super) const PATH: &str = "/message";
 pub(crate) struct Topics {
     pub(crate) door: Arc<Door>,
     pub(crate) hall: Hall,
-    pub(crate) options: Options,
+    pub(crate) options: Arc<Options>,
 }
 
 pub(super) fn router(topics: Topics) -> Router {
@@ -65,7 +65,8 @@ fn take(topics: &Topics, stream: TcpStream, rest: Vec<u8>) {
             return;
         }
     };
-    if let Err(error) = topics.options.set(&SockRef::from(&stream)) {
+    let socket = SockRef::from(&stream);
+    if let Err(error) = topics.options.set(&socket).and_then(|()| topics.options.spread(&socket)) {
         debug!(%peer, %error, "cannot set the options of a socket.");
     }
     topics.door.take_known(stream, peer, rest, &topics.hall);

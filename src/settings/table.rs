@@ -110,7 +110,7 @@ section! {
     lane_max: NonZeroU16 = "DEVICE_LANE_MAX", "64", "Commands that may wait for one device that does not read; one more is `overloaded`.";
     write_timeout: Duration = "DEVICE_WRITE_TIMEOUT", "10s", "A device whose socket does not take the line at the head of its lane for this long is disconnected.";
     user_timeout: Duration = "DEVICE_USER_TIMEOUT", "35s", "TCP_USER_TIMEOUT: a device that acknowledges no data for this long is gone. At least keepalive idle + interval x count.";
-    keepalive_idle: Duration = "DEVICE_KEEPALIVE_IDLE", "20s", "TCP keepalive: the first probe after this much silence, whole seconds.";
+    keepalive_idle: Duration = "DEVICE_KEEPALIVE_IDLE", "20s", "TCP keepalive: the first probe after this much silence, whole seconds; each connection has one from half of it to all, so that not all are probed at once.";
     keepalive_interval: Duration = "DEVICE_KEEPALIVE_INTERVAL", "5s", "TCP keepalive: time between probes, whole seconds.";
     keepalive_count: NonZeroU16 = "DEVICE_KEEPALIVE_COUNT", "3", "TCP keepalive: unanswered probes until the device counts as gone, 1 to 127.";
     uplink: Switch = "DEVICE_UPLINK", "on", "`on` publishes the lines devices send as `uplink.<address>` events; `off` reads and drops them.";

@@ -125,6 +125,9 @@ fn every_connection_has_the_options_that_find_dead_links_by_default_20s_5s_3_and
 
     assert!(socket.keepalive().expect("SO_KEEPALIVE"));
     assert_eq!(socket.tcp_keepalive_time().expect("TCP_KEEPIDLE"), Duration::from_secs(20));
+    // Devices that come together are not probed together.
+    let next = bridge.end_of(&bridge.device("127.0.0.3"));
+    assert_eq!(next.tcp_keepalive_time().expect("TCP_KEEPIDLE"), Duration::from_secs(19));
     assert_eq!(socket.tcp_keepalive_interval().expect("TCP_KEEPINTVL"), Duration::from_secs(5));
     assert_eq!(socket.tcp_keepalive_retries().expect("TCP_KEEPCNT"), 3);
     let user_timeout = socket.tcp_user_timeout().expect("TCP_USER_TIMEOUT");
