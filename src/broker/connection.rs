@@ -12,6 +12,7 @@ use std::time::Duration;
 use async_compat::CompatExt;
 use futures_util::{Stream, StreamExt};
 use lapin::options::ConfirmSelectOptions;
+use lapin::protocol::AMQPErrorKind;
 use lapin::tcp::OwnedTLSConfig;
 use lapin::uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo};
 use lapin::{AsyncTcpStream, Channel, Connection, ConnectionProperties, ErrorKind, Event};
@@ -30,6 +31,9 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Data the broker does not acknowledge for this long ends the connection, as an AMQP heartbeat
 /// would with the default of 10 s.
 const USER_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// How often a channel is tried to be opened. A closed one whose number it got cannot be met many times in a row.
+const OPEN_TRIES: usize = 5;
 
 type Slot<T> = Arc<Mutex<Option<T>>>;
 
@@ -111,7 +115,14 @@ impl Link {
 
     /// A new channel on it.
     pub(super) async fn channel(&self) -> Result<Channel, BrokerError> {
-        self.connection.create_channel().await.map_err(BrokerError::during("opening a channel"))
+        let mut tries = 1;
+        loop {
+            match self.connection.create_channel().await {
+                Ok(channel) => return Ok(channel),
+                Err(error) if is_of_another_channel(&error) && tries < OPEN_TRIES => tries += 1,
+                Err(error) => return Err(BrokerError::during("opening a channel")(error)),
+            }
+        }
     }
 
     /// A new channel on it, on which the broker confirms what is published.
@@ -156,6 +167,13 @@ impl Drop for Link {
         // Whatever state lapin is in, its thread ends with its socket.
         shut(self.socket.take());
     }
+}
+
+/// Whether it is what the broker said of a channel that it has closed. lapin may hand that out to one that is
+/// opened meanwhile under the same number; the connection is as good as before.
+fn is_of_another_channel(error: &lapin::Error) -> bool {
+    let ErrorKind::ProtocolError(said) = error.kind() else { return false };
+    matches!(said.kind(), AMQPErrorKind::Soft(_))
 }
 
 /// What a connection is called in RabbitMQ's own lists.
