@@ -44,6 +44,31 @@ pub(super) async fn private_queue(
     Ok(declared.map_err(BrokerError::during("declaring a queue for events"))?.name().clone())
 }
 
+/// Events whose routing key matches one of `keys`, from now on.
+pub(super) async fn follow(
+    link: &Link,
+    settings: &Settings,
+    keys: &[&str],
+) -> Result<Consumer, BrokerError> {
+    let channel = link.channel().await?;
+    let queue = private_queue(&channel, FieldTable::default()).await?;
+    let exchange = settings.mq.events_exchange.as_str();
+    for key in keys {
+        let (options, arguments) = (QueueBindOptions { nowait: false }, FieldTable::default());
+        let bound =
+            channel.queue_bind(queue.clone(), exchange.into(), (*key).into(), options, arguments);
+        bound.await.map_err(|error| BrokerError::Topology {
+            object: format!("exchange `{exchange}`"),
+            said: error.to_string(),
+            advice: "start the bridge once, which declares it, or check MQ_EVENTS_EXCHANGE",
+        })?;
+    }
+    let options =
+        BasicConsumeOptions { no_local: false, no_ack: true, exclusive: true, nowait: false };
+    let consuming = channel.basic_consume(queue, "".into(), options, FieldTable::default()).await;
+    consuming.map_err(BrokerError::during("consuming events"))
+}
+
 /// Publishes `body` as a backend would and gives each of its receipts to `receipt`, until that says
 /// that it waits for no more. False if that was not so within `limit`.
 pub async fn send(
@@ -102,27 +127,7 @@ pub async fn watch(
     key: &str,
 ) -> Result<impl Stream<Item = Result<Vec<u8>, BrokerError>> + use<>, BrokerError> {
     let link = Nodes::new(&settings.mq).open("watch", "consumer").await?;
-    let channel = link.channel().await?;
-    let queue = private_queue(&channel, FieldTable::default()).await?;
-    let exchange = settings.mq.events_exchange.as_str();
-    let bound = channel
-        .queue_bind(
-            queue.clone(),
-            exchange.into(),
-            key.into(),
-            QueueBindOptions { nowait: false },
-            FieldTable::default(),
-        )
-        .await;
-    bound.map_err(|error| BrokerError::Topology {
-        object: format!("exchange `{exchange}`"),
-        said: error.to_string(),
-        advice: "start the bridge once, which declares it, or check MQ_EVENTS_EXCHANGE",
-    })?;
-    let options =
-        BasicConsumeOptions { no_local: false, no_ack: true, exclusive: true, nowait: false };
-    let consuming = channel.basic_consume(queue, "".into(), options, FieldTable::default()).await;
-    let events = consuming.map_err(BrokerError::during("consuming events"))?;
+    let events = follow(&link, settings, &[key]).await?;
     let lost =
         async { Err(BrokerError::Cancelled { queue: "of events".to_owned() }) }.into_stream();
     let bodies = events.map(|event| {

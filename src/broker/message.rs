@@ -226,10 +226,7 @@ impl Message {
             .with_expiration(left_ms.to_string().into())
             .with_delivery_mode(PERSISTENT);
         // One made here has to be the same in every receipt.
-        match self.message_id() {
-            Some(_) => properties,
-            None => properties.with_message_id(id.into()),
-        }
+        self.named(properties, id)
     }
 
     /// Takes off what it was given when it was parked.
@@ -276,10 +273,7 @@ impl Message {
         let headers = stamped(self.headers(&NOT_AGAIN), now_ms);
         let properties = self.with_headers(headers).with_timestamp(now_ms / 1000);
         let properties = properties.with_delivery_mode(PERSISTENT);
-        match self.message_id() {
-            Some(_) => properties,
-            None => properties.with_message_id(id.into()),
-        }
+        self.named(properties, id)
     }
 
     /// The properties of a copy that takes the message's place.
@@ -294,6 +288,14 @@ impl Message {
     fn text(&self, name: &str) -> Option<String> {
         let AMQPValue::LongString(text) = self.header(name)? else { return None };
         Some(text.to_string())
+    }
+
+    /// `properties`, with this id if it has none of its own.
+    fn named(&self, properties: BasicProperties, id: &str) -> BasicProperties {
+        match self.message_id() {
+            Some(_) => properties,
+            None => properties.with_message_id(id.into()),
+        }
     }
 
     /// Its properties with other headers, and without `expiration` and `user_id`.

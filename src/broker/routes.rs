@@ -25,7 +25,7 @@ use super::intake::Intake;
 use super::nodes::Nodes;
 use super::retry::Retry;
 use super::stream::{Courier, Source, Stream};
-use super::{BrokerError, topology};
+use super::{BrokerError, client, topology};
 use crate::cluster::Cluster;
 
 /// How often what nothing tells of is looked at: whether an answer is overdue, and at the end whether the
@@ -78,7 +78,7 @@ impl Routes {
         let source = Source { queue: inbox.clone(), exclusive: true };
         let stream =
             Stream::open(&settings.mq, link.host(), &link::name(bridge, "inbox"), source).await?;
-        let events = followed::follow(link, settings).await?;
+        let events = client::follow(link, settings, &followed::KEYS).await?;
         topology::open_inbox(link, settings, bridge).await?;
         let mut table = Table::new(&self.intake, &self.cluster, courier);
         self.cluster.was_away();

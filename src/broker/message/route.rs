@@ -67,10 +67,7 @@ impl Message {
         if let Some(expiration) = self.properties.expiration() {
             properties = properties.with_expiration(expiration.clone());
         }
-        match self.message_id() {
-            Some(_) => properties,
-            None => properties.with_message_id(id.into()),
-        }
+        self.named(properties, id)
     }
 
     /// Takes off what it was given on its way from bridge to bridge.

@@ -1,17 +1,12 @@
 //! What the other bridges tell everybody: which devices they have, and how high their epochs are.
 
 use futures_util::StreamExt;
-use lapin::options::{BasicConsumeOptions, QueueBindOptions};
-use lapin::types::FieldTable;
 use serde::Deserialize;
 
 use super::super::BrokerError;
-use super::super::client::private_queue;
-use super::super::connection::Link;
 use crate::cluster::{Cluster, Work};
 use crate::command::Address;
 use crate::device::Devices;
-use crate::settings::Settings;
 
 /// An event of presence, as much of it as matters to other bridges.
 #[derive(Deserialize)]
@@ -30,25 +25,8 @@ struct Beat<'a> {
     epoch: Option<u64>,
 }
 
-/// Follows presence and heartbeats from now on.
-pub(super) async fn follow(
-    link: &Link,
-    settings: &Settings,
-) -> Result<lapin::Consumer, BrokerError> {
-    let channel = link.channel().await?;
-    let queue = private_queue(&channel, FieldTable::default()).await?;
-    let events = settings.mq.events_exchange.as_str();
-    for key in ["presence.#", "bridge.#"] {
-        let (options, arguments) = (QueueBindOptions { nowait: false }, FieldTable::default());
-        let bound =
-            channel.queue_bind(queue.clone(), events.into(), key.into(), options, arguments);
-        bound.await.map_err(BrokerError::during("following presence"))?;
-    }
-    let options =
-        BasicConsumeOptions { no_local: false, no_ack: true, exclusive: true, nowait: false };
-    let consuming = channel.basic_consume(queue, "".into(), options, FieldTable::default()).await;
-    consuming.map_err(BrokerError::during("following presence"))
-}
+/// What of the events is followed: presence and heartbeats.
+pub(super) const KEYS: [&str; 2] = ["presence.#", "bridge.#"];
 
 /// Takes up what the others tell, until the connection ends.
 pub(super) async fn hear(
