@@ -56,7 +56,9 @@ pub(crate) use scene::{Scene, command, park, reply_to};
 pub(crate) use schema::Api;
 pub(crate) use scripted::ScriptedClient;
 pub(crate) use sse::Events;
-pub(crate) use stall::{STALL_LINE_MAX, stall, stalling_line, stalling_number, stalling_numbers};
+pub(crate) use stall::{
+    STALL_LINE_MAX, goes_on_where_it_moved, stall, stalling_line, stalling_number, stalling_numbers,
+};
 pub(crate) use stream::{Stream, line_of};
 pub(crate) use tls::{Authority, Certificate, TlsDevice, TlsFiles};
 pub(crate) use tokens::TokensFile;

@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use serde_json::json;
 
 use crate::harness::{
-    Device, Fleet, STALL_LINE_MAX, Scene, address, command, eventually, persistent, reply_to,
-    stall, stalling_line, stalling_number,
+    Device, Fleet, STALL_LINE_MAX, Scene, address, command, eventually, goes_on_where_it_moved,
+    persistent, reply_to, stall, stalling_line, stalling_number,
 };
 
 #[test]
@@ -73,14 +73,7 @@ fn a_newer_connection_inherits_the_commands_that_waited_for_the_older() {
 
     let mut new = bridge.device("127.0.0.2");
 
-    let on_old: Vec<usize> = old.until_closed().iter().map(|line| stalling_number(line)).collect();
-    let mut on_new = Vec::new();
-    while on_new.last() != Some(&(published - 1)) {
-        on_new.push(stalling_number(new.line().as_bytes()));
-    }
-    assert!(on_new.windows(2).all(|pair| pair[0] < pair[1]), "in order: {on_new:?}");
-    assert!(on_new.len() >= 4, "all that waited but for the one partly written: {on_new:?}");
-    assert!(on_old.iter().all(|number| *number < on_new[0]), "{on_old:?} then {on_new:?}");
+    goes_on_where_it_moved(&mut old, &mut new, published);
     bridge.until_metric("rabbitline_unsettled", |unsettled| unsettled == 0.0);
     assert_eq!(bridge.outcomes("offline"), 0.0);
     let uncertain = bridge.outcomes("uncertain");

@@ -6,7 +6,8 @@ use serde_json::{Value, json};
 
 use super::{outcomes, pair, setup, until_online};
 use crate::harness::{
-    Device, Inbox, STALL_LINE_MAX, Scene, command, eventually, persistent, stall, stalling_number,
+    Device, Inbox, STALL_LINE_MAX, Scene, command, eventually, goes_on_where_it_moved, persistent,
+    stall,
 };
 
 /// The next events of one device, each of which follows from the one before.
@@ -99,14 +100,7 @@ fn what_waits_for_a_device_that_does_not_read_arrives_first_where_it_connects_ne
 
     let mut new = second.device("127.0.0.2");
 
-    let on_old: Vec<usize> = old.until_closed().iter().map(|line| stalling_number(line)).collect();
-    let mut on_new = Vec::new();
-    while on_new.last() != Some(&(published - 1)) {
-        on_new.push(stalling_number(new.line().as_bytes()));
-    }
-    assert!(on_new.windows(2).all(|pair| pair[0] < pair[1]), "in order: {on_new:?}");
-    assert!(on_new.len() >= 4, "all that waited but for the one partly written: {on_new:?}");
-    assert!(on_old.iter().all(|number| *number < on_new[0]), "{on_old:?} then {on_new:?}");
+    goes_on_where_it_moved(&mut old, &mut new, published);
     let bridges = [first, second];
     for bridge in &bridges {
         bridge.until_metric("rabbitline_unsettled", |unsettled| unsettled == 0.0);

@@ -54,3 +54,17 @@ pub(crate) fn stalling_number(line: &[u8]) -> usize {
 pub(crate) fn stalling_numbers(device: &mut Device, count: usize) -> Vec<usize> {
     (0..count).map(|_| stalling_number(device.line().as_bytes())).collect()
 }
+
+/// What waited for a device that did not read, at its connection `old`, arrives at `new`: all `published` commands to
+/// the last, in order, none at both.
+#[track_caller]
+pub(crate) fn goes_on_where_it_moved(old: &mut Device, new: &mut Device, published: usize) {
+    let on_old: Vec<usize> = old.until_closed().iter().map(|line| stalling_number(line)).collect();
+    let mut on_new = Vec::new();
+    while on_new.last() != Some(&(published - 1)) {
+        on_new.push(stalling_number(new.line().as_bytes()));
+    }
+    assert!(on_new.windows(2).all(|pair| pair[0] < pair[1]), "in order: {on_new:?}");
+    assert!(on_new.len() >= 4, "all that waited but for the one partly written: {on_new:?}");
+    assert!(on_old.iter().all(|number| *number < on_new[0]), "{on_old:?} then {on_new:?}");
+}
