@@ -41,6 +41,8 @@ export class List {
   /** Other items, or the same ones changed. */
   show(items) {
     this.items = items;
+    // At once, so that whoever goes to the end before the next frame comes to the end of these.
+    this.#stretch(this.#height());
     // Whoever stands on an item stays on it wherever it has gone.
     if (this.#activeName !== undefined && this.#nameAt(this.#active) !== this.#activeName) {
       this.#active = items.findIndex((item) => this.#name(item) === this.#activeName);
@@ -76,7 +78,7 @@ export class List {
   #draw() {
     const height = this.#height();
     const { scrollTop, clientHeight } = this.element;
-    this.space.style.height = `${this.items.length * height}px`;
+    this.#stretch(height);
     const first = Math.max(0, Math.floor(scrollTop / height) - SPARE);
     const last = Math.min(this.items.length, Math.ceil((scrollTop + clientHeight) / height) + SPARE);
     const seen = new Set();
@@ -94,6 +96,11 @@ export class List {
     const active = this.#rows.get(this.#nameAt(this.#active));
     if (active) this.element.setAttribute("aria-activedescendant", active.id);
     else this.element.removeAttribute("aria-activedescendant");
+  }
+
+  /** As long as all rows are, of which each is so high. */
+  #stretch(height) {
+    this.space.style.height = `${this.items.length * height}px`;
   }
 
   #place(name, index, height, isFocused) {
