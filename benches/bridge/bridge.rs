@@ -92,7 +92,8 @@ impl Bridge {
         prefetch: u16,
         settings: &[(&str, &str)],
     ) -> Result<Self> {
-        let log = broker.files().join("rabbitline.log");
+        let name = settings.iter().find(|(variable, _)| *variable == "BRIDGE_NAME");
+        let log = broker.files().join(format!("{}.log", name.map_or("bench", |(_, name)| name)));
         let mut process = Process::start(
             "bridge",
             Command::new(env!("CARGO_BIN_EXE_rabbitline"))
@@ -204,6 +205,14 @@ impl Bridge {
         let page: Page =
             serde_json::from_str(&body).with_context(|| format!("/devices answers {body:?}"))?;
         Ok(page.total)
+    }
+
+    /// What it says of this metric, which has no labels.
+    pub(crate) fn metric(&self, name: &str) -> Result<f64> {
+        let (status, body) = self.get("/metrics")?;
+        ensure!(status == 200, "/metrics answers {status}");
+        let value = body.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        value.with_context(|| format!("no metric {name}"))?.parse().context("not a number")
     }
 
     fn get(&self, path: &str) -> Result<(u16, String)> {

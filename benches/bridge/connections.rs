@@ -38,11 +38,23 @@ pub(crate) struct MemoryReport {
     pub(crate) kib_per_device: f64,
 }
 
-/// The time from the first connect to the last registration, in milliseconds.
+/// Many devices that connect at once.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub(crate) struct ConnectReport {
     pub(crate) devices: usize,
+    /// The time from the first connect to the last registration.
     pub(crate) registered_ms: Spread,
+    /// Processor time for a device until its presence event is published and confirmed, in microseconds.
+    pub(crate) bridge_cpu_us: Spread,
+    pub(crate) broker_cpu_us: Spread,
+}
+
+/// One time that they connect.
+#[derive(Debug, Clone, Copy)]
+struct Connect {
+    registered_ms: f64,
+    bridge_cpu_us: f64,
+    broker_cpu_us: f64,
 }
 
 /// The memory of an idle device, as the slope between few and many.
@@ -60,14 +72,21 @@ pub(crate) fn memory(broker: &Broker) -> Result<MemoryReport> {
 
 /// How long it takes until `count` devices that connect at once are all registered.
 pub(crate) fn connect(broker: &Broker, count: usize, runs: usize) -> Result<ConnectReport> {
-    let registered_ms = (0..runs).map(|_| connect_once(broker, count)).collect::<Result<_>>()?;
-    Ok(ConnectReport { devices: count, registered_ms })
+    let all: Vec<_> = (0..runs).map(|_| connect_once(broker, count)).collect::<Result<_>>()?;
+    let spread = |figure: fn(&Connect) -> f64| all.iter().map(figure).collect();
+    Ok(ConnectReport {
+        devices: count,
+        registered_ms: spread(|it| it.registered_ms),
+        bridge_cpu_us: spread(|it| it.bridge_cpu_us),
+        broker_cpu_us: spread(|it| it.broker_cpu_us),
+    })
 }
 
-fn connect_once(broker: &Broker, count: usize) -> Result<f64> {
+fn connect_once(broker: &Broker, count: usize) -> Result<Connect> {
     let mut bridge = Bridge::start(Kind::Rabbitline, broker, 1, count)?;
     bridge.wait_ready(0)?;
     let mut devices = Devices::start()?;
+    let before = (bridge.process.cpu()?, broker.process.cpu()?);
     devices.begin_connect(bridge.device_port, count)?;
     let every = Duration::from_millis(2);
     wait_until("all devices are registered", every, REGISTERED_LIMIT, || {
@@ -75,11 +94,17 @@ fn connect_once(broker: &Broker, count: usize) -> Result<f64> {
     })?;
     let registered_us = now_us();
     let started_us = devices.connected()?.started_us;
-    Ok(registered_us.saturating_sub(started_us) as f64 / 1e3)
+    bridge.wait_idle()?;
+    let a_device = |cpu: Duration| cpu.as_secs_f64() * 1e6 / count as f64;
+    Ok(Connect {
+        registered_ms: registered_us.saturating_sub(started_us) as f64 / 1e3,
+        bridge_cpu_us: a_device(bridge.process.cpu()?.saturating_sub(before.0)),
+        broker_cpu_us: a_device(broker.process.cpu()?.saturating_sub(before.1)),
+    })
 }
 
 /// The memory of the bridge once it no longer changes.
-fn memory_at_rest(bridge: &Bridge) -> Result<u64> {
+pub(crate) fn memory_at_rest(bridge: &Bridge) -> Result<u64> {
     let started = Instant::now();
     let mut last = (bridge.process.memory()?, Instant::now());
     while last.1.elapsed() < AT_REST {

@@ -65,9 +65,17 @@ pub(crate) struct Devices {
 impl Devices {
     /// Starts a simulator without devices.
     pub(crate) fn start() -> Result<Self> {
+        Self::start_from(0)
+    }
+
+    /// The same for devices of which the first has this place among those of all simulators.
+    pub(crate) fn start_from(first: usize) -> Result<Self> {
         let program = std::env::current_exe()?;
         let program = program.to_str().context("the benchmark's own path is not UTF-8")?;
-        let mut process = Process::start("simulated devices", piped(program).arg("devices"))?;
+        let mut process = Process::start(
+            "simulated devices",
+            piped(program).args(["devices", &first.to_string()]),
+        )?;
         Ok(Self { input: process.input()?, answers: process.lines()?, _process: process })
     }
 

@@ -8,6 +8,7 @@
 use std::{
     io::Write,
     net::{IpAddr, Ipv4Addr},
+    ops::Range,
     time::Duration,
 };
 
@@ -25,16 +26,20 @@ const CMD: &str = "SET OUT1 ON ";
 const SHARED: &str = "SET OUT1 OFF ";
 /// Devices with the same third byte of their address, 1 to 250 in the fourth.
 const A_SUBNET: usize = 250;
+/// Of them with the same second byte, from 1.
+const SUBNETS: usize = 250;
 
 const FILL_POLL: Duration = Duration::from_millis(10);
 const FILL_LIMIT: Duration = Duration::from_secs(60);
 
 /// The loopback address of the device at this place.
 pub(crate) fn address(place: usize) -> Result<IpAddr> {
-    let third = u8::try_from(place / A_SUBNET)
-        .context("more devices than 127.1.0.0/16 has addresses for")?;
+    let subnet = place / A_SUBNET;
+    let second = u8::try_from(subnet / SUBNETS + 1)
+        .context("more devices than 127.0.0.0/8 has addresses for")?;
+    let third = u8::try_from(subnet % SUBNETS)?;
     let fourth = u8::try_from(place % A_SUBNET + 1)?;
-    Ok(Ipv4Addr::new(127, 1, third, fourth).into())
+    Ok(Ipv4Addr::new(127, second, third, fourth).into())
 }
 
 /// Publishes commands to the devices in turn.
@@ -48,7 +53,12 @@ pub(crate) struct Load {
 
 impl Load {
     pub(crate) fn for_devices(count: usize) -> Result<Self> {
-        let addresses = (0..count).map(address).collect::<Result<_>>()?;
+        Self::for_those(0..count)
+    }
+
+    /// For the devices at these places.
+    pub(crate) fn for_those(places: Range<usize>) -> Result<Self> {
+        let addresses = places.map(address).collect::<Result<_>>()?;
         Ok(Self { addresses, published: 0, shared: 0, body: Vec::with_capacity(128) })
     }
 
@@ -92,18 +102,29 @@ impl Load {
 
     /// Fills the queue and waits until all of it is there; a consumer that is paused holds up to `held` of it.
     pub(crate) fn fill(&mut self, publisher: &mut Publisher, count: u64, held: u16) -> Result<()> {
-        for _ in 0..count {
-            self.publish(publisher, None)?;
-        }
-        wait_until("all commands wait in the queue", FILL_POLL, FILL_LIMIT, || {
-            let waiting = u64::from(publisher.declare(QUEUE)?);
-            ensure!(
-                waiting <= count,
-                "{waiting} commands wait in the queue, {count} were published"
-            );
-            Ok(waiting + u64::from(held) >= count)
-        })
+        take_turns(&mut [self], publisher, count, u64::from(held))
     }
+}
+
+/// Fills the queue with so many commands of each load, in turn, and waits until all are there; consumers that are
+/// paused hold up to `held` of them.
+pub(crate) fn take_turns(
+    loads: &mut [&mut Load],
+    publisher: &mut Publisher,
+    each: u64,
+    held: u64,
+) -> Result<()> {
+    for _ in 0..each {
+        for load in loads.iter_mut() {
+            load.publish(publisher, None)?;
+        }
+    }
+    let count = each * loads.len() as u64;
+    wait_until("all commands wait in the queue", FILL_POLL, FILL_LIMIT, || {
+        let waiting = u64::from(publisher.declare(QUEUE)?);
+        ensure!(waiting <= count, "{waiting} commands wait in the queue, {count} were published");
+        Ok(waiting + held >= count)
+    })
 }
 
 /// Checks what the devices receive: each line is the one that comes next at its device, among its own or among

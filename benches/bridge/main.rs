@@ -3,11 +3,12 @@
 //! Everything is real but the devices' hardware: a private RabbitMQ node, the release build of `rabbitline`,
 //! and one TCP connection for each device, from its own loopback address. The limits are measured in the same
 //! run and in the same way, so that the figures mean something on any machine. `drain`, `latency`, `connections`,
-//! `group` and `flood` say how each figure is taken; `load` what is sent.
+//! `group`, `flood` and `cluster` say how each figure is taken; `load` what is sent.
 
 mod bridge;
 mod broker;
 mod clock;
+mod cluster;
 mod connections;
 mod consumer;
 mod devices;
@@ -48,7 +49,7 @@ fn main() -> Result<()> {
     // Children inherit it; more than the hard limit is not to be had, and a measurement that needs it says so.
     rlimit::increase_nofile_limit(FILES)?;
     match options.role {
-        Some(Role::Devices) => return simulator::run(),
+        Some(Role::Devices { first }) => return simulator::run(first),
         Some(Role::BareConsumer { port, prefetch, count }) => {
             return consumer::run(port, prefetch, count);
         }
@@ -90,6 +91,7 @@ fn measure(broker: &Broker, options: &Options) -> Result<Report> {
         memory: None,
         group: None,
         flood: Vec::new(),
+        cluster: Vec::new(),
         targets: Vec::new(),
     };
     // A new broker is slower for its first second.
@@ -138,6 +140,12 @@ fn measure(broker: &Broker, options: &Options) -> Result<Report> {
             progress(&flood.summary());
             report.flood.push(flood);
         }
+    }
+    if options.wants(Part::Cluster) {
+        let plan = cluster::Plan { bridges: options.bridges, devices_each: options.devices_each };
+        let cluster = cluster::measure(broker, plan)?;
+        progress(&cluster.summary());
+        report.cluster.push(cluster);
     }
     report.judge();
     Ok(report)

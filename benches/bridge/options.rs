@@ -31,6 +31,12 @@ pub(crate) struct Options {
     /// Commands a second while latency is measured at prefetch 256 [default: half the rate measured there]
     #[arg(long, value_name = "N")]
     pub(crate) latency_rate: Option<u64>,
+    /// Bridges of the cluster
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    pub(crate) bridges: usize,
+    /// Devices of each bridge of the cluster
+    #[arg(long, value_name = "N", default_value_t = 15_000)]
+    pub(crate) devices_each: usize,
     /// Write the figures as JSON, too
     #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<PathBuf>,
@@ -52,7 +58,7 @@ pub(crate) struct Options {
 pub(crate) enum Role {
     /// The simulated devices
     #[command(hide = true)]
-    Devices,
+    Devices { first: usize },
     /// The consumer that only acknowledges
     #[command(hide = true)]
     BareConsumer { port: u16, prefetch: u16, count: u64 },
@@ -80,11 +86,13 @@ pub(crate) enum Part {
     Group,
     /// The latency of commands while others flood the bridge with connections
     Flood,
+    /// Several bridges as one, with many devices; only if it is named, because of the memory it takes
+    Cluster,
 }
 
 impl Options {
     pub(crate) fn wants(&self, part: Part) -> bool {
-        self.only.is_empty() || self.only.contains(&part)
+        (self.only.is_empty() && part != Part::Cluster) || self.only.contains(&part)
     }
 
     pub(crate) fn prefetch(&self) -> &[u16] {

@@ -5,6 +5,7 @@ use std::fmt::{self, Write};
 use serde::Serialize;
 
 use crate::{
+    cluster::{self, ClusterReport},
     connections::{ConnectReport, MemoryReport},
     drain::{CellReport, CpuOf, Side},
     flood::{FloodReport, Front},
@@ -28,6 +29,7 @@ pub(crate) struct Report {
     pub(crate) memory: Option<MemoryReport>,
     pub(crate) group: Option<GroupReport>,
     pub(crate) flood: Vec<FloodReport>,
+    pub(crate) cluster: Vec<ClusterReport>,
     pub(crate) targets: Vec<Target>,
 }
 
@@ -193,6 +195,7 @@ impl fmt::Display for Report {
         self.write_connections(f)?;
         self.write_group(f)?;
         self.write_flood(f)?;
+        cluster::write(&self.cluster, f)?;
         self.write_targets(f)
     }
 }
@@ -264,12 +267,18 @@ impl Report {
     }
 
     fn write_connections(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let rows =
-            self.connect.iter().map(|row| [row.devices.to_string(), row.registered_ms.to_string()]);
+        let rows = self.connect.iter().map(|row| {
+            [
+                row.devices.to_string(),
+                row.registered_ms.to_string(),
+                format!("{:.0} / {:.0}", row.bridge_cpu_us.median, row.broker_cpu_us.median),
+            ]
+        });
         write_table(
             f,
-            "Devices that connect at once: milliseconds until all are registered",
-            ["devices", "ms"],
+            "Devices that connect at once: milliseconds until all are registered (CPU: microseconds a device of the\n\
+             bridge / the broker, until its presence event is confirmed)",
+            ["devices", "ms", "CPU"],
             rows.collect(),
         )?;
         let rows = self.memory.iter().map(|memory| {
@@ -373,7 +382,7 @@ impl Report {
 }
 
 /// Writes a table with right-aligned columns; none if there are no rows.
-fn write_table<const N: usize>(
+pub(crate) fn write_table<const N: usize>(
     f: &mut fmt::Formatter<'_>,
     title: &str,
     head: [&str; N],

@@ -27,8 +27,8 @@ const EVENTS: usize = 1024;
 const READ: usize = 64 * 1024;
 
 /// Serves the benchmark until it closes our standard input.
-pub(crate) fn run() -> Result<()> {
-    let mut simulator = Simulator::new()?;
+pub(crate) fn run(first: usize) -> Result<()> {
+    let mut simulator = Simulator::new(first)?;
     for line in io::stdin().lock().lines() {
         let answer = match serde_json::from_str(&line?)? {
             Request::Connect { port, count } => {
@@ -51,6 +51,8 @@ fn say(answer: &Answer) -> Result<()> {
 struct Simulator {
     poll: Poll,
     events: Events,
+    /// The place of its first device among those of all simulators, which gives it its address.
+    first: usize,
     devices: Vec<Device>,
     check: Check,
     buffer: Vec<u8>,
@@ -64,8 +66,9 @@ struct Device {
 }
 
 impl Simulator {
-    fn new() -> Result<Self> {
+    fn new(first: usize) -> Result<Self> {
         Ok(Self {
+            first,
             poll: Poll::new()?,
             events: Events::with_capacity(EVENTS),
             devices: Vec::new(),
@@ -79,7 +82,7 @@ impl Simulator {
         let bridge = SocketAddrV4::new(Ipv4Addr::LOCALHOST, port).into();
         let first = self.devices.len();
         for place in first..first + count {
-            let mut stream = connect_from(address(place)?, bridge)
+            let mut stream = connect_from(address(self.first + place)?, bridge)
                 .with_context(|| format!("device {place} cannot connect"))?;
             self.poll.registry().register(
                 &mut stream,

@@ -58,6 +58,9 @@ async fn check_host(
     let looked = async {
         let mut found = for_consumer(&link, settings, Missing::Tell).await?;
         found.extend(for_publisher(&link, settings, Missing::Tell).await?);
+        if settings.process.cluster.is_on() {
+            found.extend(for_routes(&link, settings, Missing::Tell).await?);
+        }
         Ok(found)
     };
     let looked = looked.await;
@@ -79,7 +82,8 @@ pub(super) async fn prepare_publisher(link: &Link, settings: &Settings) -> Resul
 /// event it is to have.
 pub(super) async fn prepare_collector(link: &Link, settings: &Settings) -> Result<(), BrokerError> {
     let (mq, record) = (&settings.mq, &settings.record);
-    let events = topic_exchange(link, &mq.events_exchange, Missing::Declare, EVENTS_ADVICE).await?;
+    let events =
+        exchange_of(TOPIC, link, &mq.events_exchange, Missing::Declare, EVENTS_ADVICE).await?;
     let queue = queue(link, &record.queue, mq.queue_type, Missing::Declare).await?;
     let both_existed = events == Found::Existing && queue == Found::Existing;
     let kinds = [
@@ -98,7 +102,7 @@ pub(super) async fn prepare_collector(link: &Link, settings: &Settings) -> Resul
 pub(super) async fn prepare_tap(link: &Link, settings: &Settings) -> Result<(), BrokerError> {
     let advice = "set MQ_TAP_EXCHANGE to a topic exchange, or delete this one and let the bridge declare it again";
     let name = &settings.mq.tap_exchange;
-    topic_exchange(link, name, Missing::Declare, advice).await.map(|_| ())
+    exchange_of(TOPIC, link, name, Missing::Declare, advice).await.map(|_| ())
 }
 
 async fn for_consumer(
@@ -125,6 +129,7 @@ async fn for_consumer(
     Ok(told)
 }
 
+const TOPIC: ExchangeKind = ExchangeKind::Topic;
 /// What to do about an events exchange of another type.
 const EVENTS_ADVICE: &str = "set MQ_EVENTS_EXCHANGE to a topic exchange, or delete this one and let the bridge declare it again";
 
@@ -135,7 +140,7 @@ async fn for_publisher(
 ) -> Result<Vec<String>, BrokerError> {
     let mq = &settings.mq;
     let mut told = Vec::new();
-    let events = topic_exchange(link, &mq.events_exchange, missing, EVENTS_ADVICE).await?;
+    let events = exchange_of(TOPIC, link, &mq.events_exchange, missing, EVENTS_ADVICE).await?;
     let undelivered =
         exchange(link, &mq.undelivered_exchange, ExchangeKind::Fanout, missing).await?;
     let queue = queue(link, &mq.undelivered_exchange, mq.queue_type, missing).await?;
@@ -146,6 +151,17 @@ async fn for_publisher(
             .await?;
     }
     Ok(told)
+}
+
+/// Sees to what routes commands to all bridges of a cluster.
+async fn for_routes(
+    link: &Link,
+    settings: &Settings,
+    missing: Missing,
+) -> Result<Option<String>, BrokerError> {
+    let name = &settings.mq.route_exchange;
+    let advice = "set MQ_ROUTE_EXCHANGE to a direct exchange, or delete this one and let the bridge declare it again";
+    Ok(exchange_of(ExchangeKind::Direct, link, name, missing, advice).await?.told())
 }
 
 /// What a look for something found.
@@ -167,16 +183,18 @@ impl Found {
     }
 }
 
-/// A topic exchange. One that exists is held to that; `advice` is what to do if it is of another type.
-async fn topic_exchange(
+/// An exchange that has to be of this type. One that exists is held to that; `advice` is what to do if it is of
+/// another.
+async fn exchange_of(
+    kind: ExchangeKind,
     link: &Link,
     name: &str,
     missing: Missing,
     advice: &'static str,
 ) -> Result<Found, BrokerError> {
-    let found = exchange(link, name, ExchangeKind::Topic, missing).await?;
+    let found = exchange(link, name, kind.clone(), missing).await?;
     if found == Found::Existing {
-        hold_to_topic(link, name, advice).await?;
+        hold_to_kind(link, name, kind, advice).await?;
     }
     Ok(found)
 }
@@ -289,8 +307,14 @@ async fn may_consume(link: &Link, name: &str) -> Result<(), BrokerError> {
     }
 }
 
-/// Events are routed by topic; on any other exchange nobody could follow a subnet or a device.
-async fn hold_to_topic(link: &Link, name: &str, advice: &'static str) -> Result<(), BrokerError> {
+/// Events are routed by topic: on any other exchange nobody could follow a subnet or a device. Commands between
+/// bridges are routed by address alone: on any other exchange a bridge would get those for others' devices.
+async fn hold_to_kind(
+    link: &Link,
+    name: &str,
+    kind: ExchangeKind,
+    advice: &'static str,
+) -> Result<(), BrokerError> {
     let options = ExchangeDeclareOptions {
         passive: false,
         durable: true,
@@ -299,10 +323,7 @@ async fn hold_to_topic(link: &Link, name: &str, advice: &'static str) -> Result<
         nowait: false,
     };
     let channel = link.channel().await?;
-    match channel
-        .exchange_declare(name.into(), ExchangeKind::Topic, options, FieldTable::default())
-        .await
-    {
+    match channel.exchange_declare(name.into(), kind, options, FieldTable::default()).await {
         Err(error) if says(&error, PRECONDITION_FAILED, "'type'") => {
             Err(refusal(format!("exchange `{name}`"), &error, advice))
         }

@@ -124,6 +124,20 @@ fn an_events_exchange_that_is_no_topic_exchange_names_exchange_and_setting() {
 }
 
 #[test]
+fn a_route_exchange_that_is_no_direct_exchange_names_exchange_and_setting_in_a_cluster() {
+    let scene = Scene::new("check-routes");
+    let setup = scene.setup().set("CLUSTER", "on");
+    let end = setup.run(&["check"]);
+    assert_eq!(end.code, Some(0), "{end:?}");
+    assert!(end.stdout.contains(&scene.routes()), "it is missing, which is said: {end:?}");
+    assert!(scene.amqp.exchange(&scene.routes()).is_err(), "check declares nothing");
+
+    scene.amqp.declare_exchange(&scene.routes(), ExchangeKind::Fanout);
+    unusable(&setup, &[&["MQ_ROUTE_EXCHANGE"], &[&scene.routes()]]);
+    assert_eq!(scene.setup().run(&["check"]).code, Some(0), "without a cluster it is not needed");
+}
+
+#[test]
 fn a_bridge_that_cannot_log_in_says_so_in_each_attempt_and_goes_on_when_it_can() {
     let scene = Scene::new("login-later");
     let mut bridge =

@@ -11,8 +11,8 @@ use lapin::types::{AMQPValue, FieldTable};
 use super::super::BrokerError;
 use super::super::connection::Link;
 use super::{
-    EVENTS_ADVICE, Missing, NOT_FOUND, PRECONDITION_FAILED, bind, code, exchange, refusal,
-    topic_exchange,
+    EVENTS_ADVICE, Missing, NOT_FOUND, PRECONDITION_FAILED, TOPIC, bind, code, exchange_of,
+    for_routes, refusal,
 };
 use crate::settings::{QueueType, Settings};
 
@@ -28,8 +28,8 @@ pub(in super::super) async fn prepare_routes(
 ) -> Result<(), BrokerError> {
     let mq = &settings.mq;
     be_alive(link, &mq.alive_queue(bridge)).await?;
-    exchange(link, &mq.route_exchange, ExchangeKind::Direct, Missing::Declare).await?;
-    topic_exchange(link, &mq.events_exchange, Missing::Declare, EVENTS_ADVICE).await?;
+    for_routes(link, settings, Missing::Declare).await?;
+    exchange_of(TOPIC, link, &mq.events_exchange, Missing::Declare, EVENTS_ADVICE).await?;
     let name = mq.inbox(bridge);
     let ttl_ms = i64::try_from(INBOX_TTL.as_millis()).unwrap_or(i64::MAX);
     let arguments = [
