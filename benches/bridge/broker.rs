@@ -59,6 +59,21 @@ impl Broker {
         Ok(Self { process, files, port, version })
     }
 
+    /// What it has in use when its garbage is gone, in KiB. What the system says of it is what it once needed.
+    pub(crate) fn memory(&self) -> Result<u64> {
+        let output = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("dev"))
+            .arg("ctl")
+            .arg(self.files().join("node"))
+            .args(["eval", "[garbage_collect(P) || P <- processes()], erlang:memory(total)."])
+            .output()?;
+        let said = String::from_utf8_lossy(&output.stdout);
+        let bytes: u64 = said
+            .trim()
+            .parse()
+            .with_context(|| format!("the broker does not say its memory: {output:?}"))?;
+        Ok(bytes / 1024)
+    }
+
     /// A folder that lives as long as the node, for the logs of what runs against it.
     pub(crate) fn files(&self) -> &Path {
         self.files.path()

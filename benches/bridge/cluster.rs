@@ -5,10 +5,7 @@
 //! there is a command for each device, in the one queue that all bridges take from: all but one in N goes on to the
 //! bridge that has its device. Every device checks that it has its own, once and in order.
 
-use std::{
-    fmt, fs,
-    time::{Duration, Instant},
-};
+use std::{fmt, fs, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
@@ -20,7 +17,6 @@ use crate::{
     connections::memory_at_rest,
     devices::Devices,
     load::{Load, QUEUE, take_turns},
-    process::Process,
     progress,
     publisher::Publisher,
     report::write_table,
@@ -34,8 +30,6 @@ const COMMANDS: u64 = 1;
 /// Ten bridges on two cores bind some thousand devices a second.
 const SERVICE_LIMIT: Duration = Duration::from_secs(600);
 const POLL: Duration = Duration::from_millis(20);
-/// A broker frees and gathers memory as it likes; what it has after so long is what it keeps.
-const BROKER_RESTS: Duration = Duration::from_secs(10);
 /// Devices that are connected and that the other bridges cannot find yet.
 const UNBOUND: &str = "rabbitline_route_pending";
 const PASSED_ON: &str = "rabbitline_route_passed_on_total";
@@ -55,7 +49,7 @@ pub(crate) struct ClusterReport {
     /// From the first connect of the many to the last registration, and until all can be reached from everywhere.
     pub(crate) registered_s: f64,
     pub(crate) in_service_s: f64,
-    /// Resident anonymous memory, a device.
+    /// Resident anonymous memory of its bridge for a device, and what the broker has in use for it.
     pub(crate) bridge_kib: f64,
     pub(crate) broker_kib: f64,
     /// The kernel's slab memory for one end of a device's connection; both ends are on this machine.
@@ -227,23 +221,8 @@ impl Memory {
     /// Waits until all is at rest.
     fn now(broker: &Broker, members: &[Member]) -> Result<Self> {
         let bridges = members.iter().map(|member| memory_at_rest(&member.bridge));
-        Ok(Self {
-            bridges: bridges.sum::<Result<u64>>()?,
-            broker: least(&broker.process)?,
-            slab: slab()?,
-        })
+        Ok(Self { bridges: bridges.sum::<Result<u64>>()?, broker: broker.memory()?, slab: slab()? })
     }
-}
-
-/// The least memory of a process that gathers its garbage now and then.
-fn least(process: &Process) -> Result<u64> {
-    let started = Instant::now();
-    let mut least = process.memory()?;
-    while started.elapsed() < BROKER_RESTS {
-        std::thread::sleep(POLL);
-        least = least.min(process.memory()?);
-    }
-    Ok(least)
 }
 
 /// What the kernel has for its own objects, sockets among them, in KiB.
