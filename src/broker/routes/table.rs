@@ -74,6 +74,8 @@ pub(super) struct Table<'a> {
     binding: VecDeque<Option<Address>>,
     /// Claims, and when to make them again.
     claims: VecDeque<(Instant, Address)>,
+    /// Devices that were neither bound nor leaving when this was looked at last.
+    pending: usize,
     /// Devices that are unbound when nothing that was parked for them is in hand any more.
     fetching: Vec<Address>,
     /// When the other bridges were asked last whether they are there.
@@ -109,6 +111,7 @@ impl<'a> Table<'a> {
             sent: HashMap::new(),
             binding: VecDeque::new(),
             claims: VecDeque::new(),
+            pending: 0,
             fetching: Vec::new(),
             asked: Instant::now(),
         }
@@ -131,10 +134,11 @@ impl<'a> Table<'a> {
 
     /// Looks at what nothing tells of.
     pub(super) fn look(&mut self) -> Result<(), BrokerError> {
-        // Claims are here for longer than what is pending.
-        if !self.claims.is_empty() {
+        // Whatever is pending begins with a claim, and may be here for longer than that is looked after.
+        if !self.claims.is_empty() || self.pending > 0 {
             let pending = |entry: &&Entry| matches!(entry, Entry::Claiming | Entry::Binding);
-            self.devices().metrics.route_pending(self.entries.values().filter(pending).count());
+            self.pending = self.entries.values().filter(pending).count();
+            self.devices().metrics.route_pending(self.pending);
         }
         for address in std::mem::take(&mut self.fetching) {
             self.try_to_end(address)?;
