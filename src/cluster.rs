@@ -48,10 +48,26 @@ pub(crate) enum Work {
     Heard(Address, Control),
     /// Commands were parked for a device that no bridge had.
     Parked(Address),
+    /// A device has connected for which something may be parked.
+    Seek(Address),
     /// Tell a bridge that was not known that this one is there.
     Greet(Arc<str>),
     /// Claim again what may have been claimed from a bridge that is gone.
     ClaimAgain,
+}
+
+impl Work {
+    /// The device it is about, if it is about one.
+    fn address(&self) -> Option<&Address> {
+        match self {
+            Self::Command(order, _) => Some(&order.command().address),
+            Self::Yield { address, .. }
+            | Self::Heard(address, _)
+            | Self::Parked(address)
+            | Self::Seek(address) => Some(address),
+            Self::Say(..) | Self::Greet(_) | Self::ClaimAgain => None,
+        }
+    }
 }
 
 /// What this bridge owes the others.
@@ -133,6 +149,15 @@ impl Cluster {
         self.push(Work::Parked(address));
     }
 
+    /// Asks the broker whether anything is parked for a device; false if there is no connection to ask on.
+    pub(crate) fn seek(&self, address: &Address) -> bool {
+        let routing = self.routing.load(Ordering::Relaxed);
+        if routing {
+            self.push(Work::Seek(address.clone()));
+        }
+        routing
+    }
+
     /// The device is handed over to another bridge: what comes for it goes there.
     pub(crate) fn moved(&self, address: &Address, to: &Arc<str>) {
         let mut board = self.lock();
@@ -161,14 +186,23 @@ impl Cluster {
     /// A device of which the others may know something outdated.
     pub(crate) fn next_changed(&self) -> Option<Address> {
         let mut board = self.lock();
-        let address = board.changed.pop_front()?;
-        board.is_changed.remove(&address);
-        Some(address)
+        loop {
+            let address = board.changed.pop_front()?;
+            // It may have been looked at since.
+            if board.is_changed.remove(&address) {
+                return Some(address);
+            }
+        }
     }
 
-    /// What is to be done next.
-    pub(crate) fn next_work(&self) -> Option<Work> {
-        self.lock().work.pop_front()
+    /// What is to be done next, and the device to be looked at before, of which the others may know something
+    /// outdated: so a command for one that has just gone waits behind its unbinding.
+    pub(crate) fn next_work(&self) -> Option<(Option<Address>, Work)> {
+        let mut board = self.lock();
+        let work = board.work.pop_front()?;
+        let changed = work.address().cloned();
+        let changed = changed.filter(|address| board.is_changed.remove(address));
+        Some((changed, work))
     }
 
     /// Waits until there is something to do.

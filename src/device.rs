@@ -81,6 +81,8 @@ pub struct Devices {
     pub(crate) wires: Vec<Wire>,
     /// The other bridges, if this is one of several.
     pub(crate) cluster: Option<Arc<Cluster>>,
+    /// Whether the broker can say of all queues at once which of them are there.
+    pub(crate) knocks: bool,
 }
 
 impl Devices {
@@ -96,6 +98,19 @@ impl Devices {
     /// parked for it is wanted here.
     pub(crate) fn wants_parked(&self, address: &Address) -> bool {
         self.registry.find(address).is_some_and(|session| !session.is_claiming())
+    }
+
+    /// The device of `address` has connected, and no other bridge has it: what is parked for it is wanted.
+    pub(crate) fn seek_parked(&self, address: &Address) {
+        match &self.cluster {
+            Some(cluster) if self.knocks => {
+                // In this order: who finds the connection lost sees what was sought until then.
+                if self.parking.seek(address) && !cluster.seek(address) {
+                    self.parking.found(address);
+                }
+            }
+            Some(_) | None => self.parking.arrived(address),
+        }
     }
 
     /// How many orders wait in lanes.

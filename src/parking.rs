@@ -6,6 +6,7 @@
 
 mod lot;
 mod place;
+mod sought;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -147,16 +148,6 @@ impl Parking {
         self.lock().total
     }
 
-    /// A device has connected: what is parked for it is wanted, if there may be something.
-    pub(crate) fn arrived(&self, address: &Address) {
-        let mut state = self.lock();
-        let may_have = state.lots.contains_key(address)
-            || state.usage != Usage::NeverUsed && !state.known_empty.contains(address);
-        if may_have {
-            self.want(&mut state, address);
-        }
-    }
-
     /// Makes room for one more command on its way to the broker.
     pub(crate) fn begin(self: &Arc<Self>, facts: &Arc<Facts>) -> Result<Place, Full> {
         let address = &facts.command.address;
@@ -239,12 +230,15 @@ impl Parking {
     pub(crate) fn restart(&self) -> Vec<Address> {
         let mut state = self.lock();
         state.wanted.clear();
-        let fetching = |lot: &mut Lot| std::mem::take(&mut lot.fetching) != Fetching::No;
-        state
-            .lots
-            .iter_mut()
-            .filter_map(|(address, lot)| fetching(lot).then(|| address.clone()))
-            .collect()
+        let going_on = state.lots.iter_mut().filter(|(_, lot)| {
+            // What is being asked is not asked on that connection.
+            !matches!(lot.fetching, Fetching::No | Fetching::Asking)
+        });
+        let stop = |(address, lot): (&Address, &mut Lot)| {
+            lot.fetching = Fetching::No;
+            address.clone()
+        };
+        going_on.map(stop).collect()
     }
 
     /// The broker says how many it holds for `address`.

@@ -25,7 +25,7 @@ use crate::protocol::Wire;
 use crate::report::Reporter;
 use crate::router::Router;
 use crate::run::Run;
-use crate::settings::Settings;
+use crate::settings::{QueueType, Settings};
 use crate::stats::Stats;
 use crate::trail::Trail;
 use crate::uplink::Uplink;
@@ -92,6 +92,7 @@ impl Parts {
             groups,
             wires,
             cluster: cluster.clone(),
+            knocks: knocks(&settings),
         });
         let router = Router::new(Arc::clone(&devices), stalled_max);
         let intake = Arc::new(Intake::new(Arc::clone(&settings), router, Arc::clone(&trail)));
@@ -153,6 +154,13 @@ fn unsettled_max(settings: &Settings) -> usize {
     let queues = if settings.process.cluster.is_on() { 2 } else { 1 };
     let mq = &settings.mq;
     queues * (usize::from(mq.prefetch.get()) + usize::from(mq.stalled_max.get()))
+}
+
+/// Whether what comes back from a queue's name says that there is no such queue. A classic queue whose node is away
+/// is not there for who publishes to it, and comes again with all that is in it: where there are several nodes
+/// each is looked at.
+fn knocks(settings: &Settings) -> bool {
+    settings.mq.queue_type == QueueType::Quorum || settings.mq.endpoints().len() == 1
 }
 
 fn parking(settings: &Settings) -> Parking {

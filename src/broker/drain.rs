@@ -23,8 +23,9 @@ use tracing::warn;
 use super::BrokerError;
 use super::connection::Link;
 use super::intake::Intake;
-use super::message::{self, Delivered};
+use super::message::{self, Delivered, Message};
 use super::topology;
+use crate::cluster::control::Control;
 use crate::command::Address;
 use crate::device::Session;
 use crate::parking::Work;
@@ -114,6 +115,11 @@ async fn work_on(
             Ok(())
         }
     }
+}
+
+/// Whether a bridge has asked with it whether the queue is there.
+fn is_knock(message: &Message) -> bool {
+    message.is_control() && Control::read(message.body()) == Ok(Control::Knock)
 }
 
 /// How many messages there are in a queue; zero if there is no such queue, and None if the broker
@@ -275,6 +281,11 @@ impl<'a> Hand<'a> {
         let tag = delivered.tag;
         let devices = self.intake.devices();
         let settlement = Settlement::new(tag, &self.verdicts);
+        if is_knock(&delivered.message) {
+            self.open.push((tag, None));
+            settlement.settle();
+            return;
+        }
         let id = message::parked_id(&delivered.message.properties).map(Into::into);
         let (order, number) = self.intake.parked_order(delivered, self.address, settlement);
         self.open.push((tag, number));

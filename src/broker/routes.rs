@@ -64,6 +64,7 @@ impl Routes {
             error = link.lost() => Err(error),
         };
         self.cluster.set_routing(false);
+        self.intake.devices().parking.found_out_by_fetching();
         self.intake.router.drop_unwanted();
         link.end(result).await
     }

@@ -29,6 +29,8 @@ pub(crate) enum Control {
     Here { bridge: String, epoch: u64 },
     /// Whether the bridge is there: if it is not, this comes back.
     Alive,
+    /// To the queue of what is parked for a device: if there is none, this comes back.
+    Knock,
     /// Commands were parked for the device because no bridge had it.
     Parked { address: String },
 }
@@ -63,6 +65,7 @@ mod tests {
             Control::Left { bridge: "b2".to_owned() },
             Control::Here { bridge: "b2".to_owned(), epoch: 9 },
             Control::Alive,
+            Control::Knock,
             Control::Parked { address },
         ];
         for said in all {

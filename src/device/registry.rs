@@ -122,7 +122,7 @@ impl Registry {
         let is_ours = self.cluster.is_none() || old.as_ref().is_some_and(|old| old.is_announced());
         if is_ours {
             // After the old one has reported what has to be parked.
-            devices.parking.arrived(session.address());
+            devices.seek_parked(session.address());
         } else {
             session.hold();
         }
@@ -159,7 +159,7 @@ impl Registry {
         let Some(session) = state.sessions.get(address) else { return };
         if !session.set_announced(true) {
             self.tell_online(session, Moment::now());
-            devices.parking.arrived(address);
+            devices.seek_parked(address);
         }
         session.release(devices);
     }

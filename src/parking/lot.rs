@@ -57,6 +57,8 @@ pub(super) struct Held {
 pub(super) enum Fetching {
     #[default]
     No,
+    /// The broker is asked whether there is a queue.
+    Asking,
     Wanted,
     Running,
 }

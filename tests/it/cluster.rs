@@ -1,6 +1,7 @@
 //! Several bridges, one address space: a command reaches its device wherever that is connected, and ends once.
 
 mod death;
+mod parked;
 mod takeover;
 
 use lapin::types::AMQPValue;

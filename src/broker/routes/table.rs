@@ -4,6 +4,7 @@
 //! can another bridge find that nobody has it. What comes for it meanwhile waits behind the unbinding.
 
 mod claims;
+mod sought;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -57,6 +58,8 @@ enum Entry {
 enum Sent {
     Command(Order, Option<Arc<str>>),
     Claim(Address),
+    /// To the queue in which commands for this device are parked, if there is one.
+    Knock(Address),
     /// Whether this bridge is there.
     Asked(Arc<str>),
     Said,
@@ -89,7 +92,7 @@ impl Drop for Table<'_> {
         sent.sort_unstable_by_key(|(number, _)| *number);
         let sent = sent.into_iter().filter_map(|(_, sent)| match sent {
             Sent::Command(order, to) => Some(Work::Command(order, to)),
-            Sent::Claim(_) | Sent::Asked(_) | Sent::Said => None,
+            Sent::Claim(_) | Sent::Knock(_) | Sent::Asked(_) | Sent::Said => None,
         });
         let waiting = self.entries.drain().flat_map(|(_, entry)| match entry {
             Entry::Ending { waiting, .. } => waiting,
@@ -120,13 +123,17 @@ impl<'a> Table<'a> {
     /// Does what is to be done, as far as the connection takes it.
     pub(super) fn work(&mut self) -> Result<(), BrokerError> {
         while self.courier.has_room() {
-            // First, so that a command for a device that has just gone waits behind its unbinding.
-            if let Some(address) = self.cluster.next_changed() {
-                self.settle(address)?;
-            } else if let Some(work) = self.cluster.next_work() {
-                self.take_on(work)?;
-            } else {
+            // In turn, so that commands do not wait for all of a storm of connects.
+            let (changed, work) = (self.cluster.next_changed(), self.cluster.next_work());
+            if changed.is_none() && work.is_none() {
                 break;
+            }
+            if let Some(address) = changed {
+                self.settle(address)?;
+            }
+            if let Some((changed, work)) = work {
+                changed.map_or(Ok(()), |address| self.settle(address))?;
+                self.take_on(work)?;
             }
         }
         self.courier.flush()
@@ -184,6 +191,7 @@ impl<'a> Table<'a> {
                 match self.sent.remove(&number) {
                     Some(Sent::Command(order, _)) => self.passed_on(order),
                     Some(Sent::Asked(bridge)) => self.cluster.is_there(&bridge),
+                    Some(Sent::Knock(address)) => self.devices().parking.found(&address),
                     Some(Sent::Claim(_) | Sent::Said) | None => {}
                 }
                 Ok(())
@@ -191,6 +199,10 @@ impl<'a> Table<'a> {
             Said::Returned(number) => match self.sent.remove(&number) {
                 Some(Sent::Command(order, to)) => self.came_back(order, to.is_some()),
                 Some(Sent::Claim(address)) => self.nobody_has(address),
+                Some(Sent::Knock(address)) => {
+                    self.nothing_parked(&address);
+                    Ok(())
+                }
                 Some(Sent::Asked(bridge)) => {
                     self.cluster.is_missing(&bridge);
                     Ok(())
@@ -227,6 +239,7 @@ impl<'a> Table<'a> {
                 let (exchange, key) = (self.shared().into(), address.to_string().into());
                 self.publish(control_message(exchange, key, &control, false), Sent::Said)
             }
+            Work::Seek(address) => self.knock(address),
         }
     }
 

@@ -168,6 +168,11 @@ impl Broker {
         out.into_owned()
     }
 
+    /// What the node has logged.
+    pub(crate) fn logged(&self) -> String {
+        fs::read_to_string(self.dir.join("broker.log")).expect("the node logs")
+    }
+
     fn log(&self) -> String {
         fs::read_to_string(self.dir.join("console.log")).unwrap_or_default()
     }

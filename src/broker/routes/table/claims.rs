@@ -127,7 +127,7 @@ impl Table<'_> {
                 let address = address.to_string();
                 self.say(&to, &Control::Yielded { address, epoch })
             }
-            Control::Left { .. } | Control::Here { .. } | Control::Alive => Ok(()),
+            Control::Left { .. } | Control::Here { .. } | Control::Alive | Control::Knock => Ok(()),
             Control::Parked { .. } => {
                 if devices.wants_parked(&address) {
                     devices.parking.nudged(&address);
