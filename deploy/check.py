@@ -136,6 +136,10 @@ def check_cluster(folder: Path, settings: dict[str, str], metrics: Path):
         yield f"{CLUSTER}: CLUSTER must be on, or each bridge takes the devices of the others for offline"
     if given.get("BRIDGE_NAME", {}).get("valueFrom") != {"fieldRef": {"fieldPath": "metadata.name"}}:
         yield f"{CLUSTER}: BRIDGE_NAME must be the pod's, or all bridges have the same"
+    config = yaml.safe_load((folder / "configmap.yaml").read_text())["data"]
+    grace, spread = (config.get(name, settings[name]) for name in ("SHUTDOWN_GRACE", "CLUSTER_DRAIN_SPREAD"))
+    if 2 * seconds(spread) > seconds(grace):
+        yield f"{CLUSTER}: CLUSTER_DRAIN_SPREAD={spread} is more than half of SHUTDOWN_GRACE={grace}, and would be cut short"
     del template["spec"]["topologySpreadConstraints"]
     if template != one or bridges["spec"]["selector"] != deployment["spec"]["selector"]:
         yield f"{CLUSTER}: its pods differ from those of deployment.yaml"

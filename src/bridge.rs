@@ -1,5 +1,6 @@
 //! `Bridge`: how its parts start, and the order in which they end.
 
+mod leaving;
 mod parts;
 
 use std::io;
@@ -17,7 +18,7 @@ use tracing::{info, warn};
 
 use self::parts::Parts;
 use crate::access::gate::Total;
-use crate::device::{Devices, Door, EndReason, Hall, Listener, Options, Rules, Sweeper};
+use crate::device::{Devices, Door, Hall, Listener, Options, Rules, Sweeper};
 use crate::http::{self, Access, HttpState, Topics};
 use crate::settings::{self, Settings};
 
@@ -27,6 +28,9 @@ const REPORT_SHARE: u32 = 4;
 
 /// The part of it that is kept for that when the other bridges are to be told first.
 const LEAVE_SHARE: u32 = 10;
+
+/// The part of it over which the connections of devices are closed at most, if other bridges take them up.
+const SPREAD_SHARE: u32 = 2;
 
 /// The part of the open files that is not for devices: broker connections, HTTP, files that are read.
 const FILES_SHARE: u64 = 10;
@@ -47,6 +51,9 @@ pub struct Bridge {
     consumer: JoinHandle<()>,
     /// Ends the exchange with the other bridges, once no device is connected.
     leave: CancellationToken,
+    /// How long other bridges hold devices, and over what time these are let go.
+    moving: Duration,
+    spread: Duration,
     routes: Option<JoinHandle<bool>>,
     publisher: JoinHandle<bool>,
     tap: JoinHandle<()>,
@@ -58,6 +65,8 @@ impl Bridge {
     /// Binds all listeners and starts every part. The broker may be away: it is waited for.
     pub async fn start(settings: Settings) -> io::Result<Self> {
         let bridge: Arc<str> = settings.bridge_name().into();
+        let moving = settings.process.cluster_moving.0;
+        let spread = settings.process.cluster_drain_spread.0;
         let listeners = listeners(&settings, &bridge)?;
         let total = Total::new(connections_max(&settings));
         let fronts = Fronts::bind(&settings.http).await?;
@@ -107,6 +116,8 @@ impl Bridge {
             sweeper,
             consumer,
             leave,
+            moving,
+            spread,
             routes,
             publisher,
             tap,
@@ -122,10 +133,22 @@ impl Bridge {
         let end = Instant::now() + grace;
         self.draining.store(true, Ordering::Relaxed);
         self.drain.cancel();
+        self.devices.registry.close();
         let mut clean = true;
-        if timeout_at(end - grace / REPORT_SHARE, &mut self.consumer).await.is_err() {
+        let others = self.devices.cluster.as_ref().map(|cluster| cluster.others().len());
+        let spread = match others {
+            Some(1..) => self.spread.min(grace / SPREAD_SHARE),
+            Some(0) | None => Duration::ZERO,
+        };
+        let is_held = leaving::hand_over(&self.devices, self.moving, spread).await;
+        if timeout_at(end - grace / REPORT_SHARE - spread, &mut self.consumer).await.is_err() {
             warn!("some commands in hand were not finished in time; they go back to the queue.");
             clean = false;
+        }
+        if !spread.is_zero() {
+            // Others pass commands on to those that are connected still.
+            let closing = leaving::close(&self.devices, spread, is_held);
+            timeout_at(end - grace / REPORT_SHARE, closing).await.ok();
         }
         // What is on its way to devices may arrive; else it would be reported as uncertain.
         self.sweeper.abort();
@@ -135,8 +158,8 @@ impl Bridge {
             );
             clean = false;
         }
-        for session in self.devices.registry.close() {
-            session.end(EndReason::Shutdown);
+        for session in self.devices.registry.all() {
+            session.let_go(&self.devices, is_held, true);
         }
         self.sessions.close();
         // Sessions end as soon as they are told to.

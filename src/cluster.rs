@@ -7,6 +7,8 @@
 
 mod bridges;
 pub(crate) mod control;
+mod heirs;
+mod moving;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,6 +21,9 @@ use tracing::error;
 
 use self::bridges::Bridges;
 use self::control::Control;
+use self::heirs::Heirs;
+use self::moving::Moving;
+pub(crate) use self::moving::{Ended, Overdue};
 use crate::command::{Address, Reason};
 use crate::metrics::Metrics;
 use crate::order::Order;
@@ -82,6 +87,13 @@ pub(crate) struct Cluster {
     /// Each held for a few map operations, never across an await, and nothing is locked while it is.
     board: Mutex<Board>,
     bridges: Mutex<Bridges>,
+    /// Devices whose bridge has ended.
+    moving: Mutex<Moving>,
+    heirs: Mutex<Heirs>,
+    /// Tells who waits for it that another bridge holds devices of this one.
+    held: Notify,
+    /// Whether this bridge ends, and so holds no devices of others.
+    leaving: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -99,7 +111,9 @@ impl Cluster {
     pub(crate) fn new(bridge: Arc<str>, metrics: Metrics) -> Self {
         let (routing, work) = (AtomicBool::new(false), Notify::new());
         let (board, bridges) = (Mutex::default(), Mutex::default());
-        Self { bridge, metrics, routing, work, board, bridges }
+        let (moving, heirs) = (Mutex::default(), Mutex::default());
+        let (held, leaving) = (Notify::new(), AtomicBool::new(false));
+        Self { bridge, metrics, routing, work, board, bridges, moving, heirs, held, leaving }
     }
 
     /// A device has come or gone, or what was to be said of it is said. While there is no connection nothing

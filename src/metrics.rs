@@ -63,6 +63,7 @@ struct Cluster {
     handed_over: Counter,
     taken_over: Counter,
     bridges: Gauge,
+    moving: Gauge,
 }
 
 /// What becomes of commands.
@@ -176,6 +177,7 @@ impl Cluster {
             binding: gauge(r, "route_pending", "Devices that are connected and not yet bound for the other bridges."),
             handed_over: counter(r, "route_devices_handed_over", "Devices handed over to another bridge that they have connected to."),
             bridges: gauge(r, "route_bridges", "Other bridges that are known."),
+            moving: gauge(r, "route_moving", "Devices of bridges that have ended, which may come back."),
             taken_over: counter(r, "route_bridges_taken_over", "Bridges that were gone, and whose commands this one has taken on."),
         }
     }
@@ -267,6 +269,11 @@ impl Metrics {
     /// So many other bridges are known.
     pub fn bridges(&self, count: usize) {
         self.0.cluster.bridges.set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    /// So many devices of bridges that have ended are held.
+    pub fn moving(&self, count: usize) {
+        self.0.cluster.moving.set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
     /// A bridge is gone, and this one takes its commands on.

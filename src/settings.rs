@@ -24,7 +24,7 @@ pub use table::{
 };
 pub use value::{
     CertificateName, Confirm, Identity, IfOffline, LineEnding, LineMax, Listen, LogFormat,
-    Networks, Pattern, Protocol, QueueType, Room, Second, Secret, Size, Switch,
+    Networks, Pattern, Protocol, QueueType, Room, Second, Secret, Size, Switch, Time,
 };
 
 use crate::command::Address;

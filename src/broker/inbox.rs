@@ -4,6 +4,7 @@
 //! device before its connection here is closed.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tracing::{info, warn};
 
@@ -30,6 +31,19 @@ pub(super) fn hear(devices: &Devices, cluster: &Cluster, message: &Message) {
     if let Control::Left { bridge } = &control {
         info!(bridge, "another bridge takes over from one that is gone");
         cluster.push(Work::ClaimAgain);
+        return;
+    }
+    if let Control::Moving { bridge, devices: ended, within_ms } = &control {
+        // Those that come here are later.
+        let latest = ended.iter().map(|ended| ended.epoch).max();
+        devices.registry.heard(latest.unwrap_or_default());
+        let count = cluster.hold(ended, Duration::from_millis(*within_ms));
+        let own = cluster.bridge.to_string();
+        cluster.push(Work::Say(bridge.as_str().into(), Control::Held { bridge: own, count }));
+        return;
+    }
+    if let Control::Held { bridge, count } = &control {
+        cluster.held_by(bridge, *count);
         return;
     }
     let (Control::Claim { address: named, .. }

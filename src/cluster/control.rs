@@ -4,6 +4,8 @@ use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
 
+use super::moving::Ended;
+
 /// The AMQP property `type` of such a message.
 pub(crate) const TYPE: &str = "rabbitline.cluster";
 
@@ -27,6 +29,11 @@ pub(crate) enum Control {
     Left { bridge: String },
     /// To one that was not known: this one is there, too, and has given out epochs up to this.
     Here { bridge: String, epoch: u64 },
+    /// The bridge ends: whoever hears this holds its devices, and tells that those are offline of which nothing
+    /// else is told for so long.
+    Moving { bridge: String, devices: Vec<Ended>, within_ms: u64 },
+    /// To one that ends: the bridge holds so many of those devices.
+    Held { bridge: String, count: usize },
     /// Whether the bridge is there: if it is not, this comes back.
     Alive,
     /// To the queue of what is parked for a device: if there is none, this comes back.
@@ -56,6 +63,8 @@ mod tests {
     fn what_is_said_is_heard() {
         let address = "10.2.0.7".to_owned();
         let bridge = "b1".to_owned();
+        let peer = std::net::SocketAddr::from(([10, 2, 0, 7], 5000));
+        let ended = Ended { address: address.clone(), epoch: 7, peer };
         let all = [
             Control::Claim { address: address.clone(), bridge: bridge.clone(), epoch: 7 },
             Control::Yielded { address: address.clone(), epoch: 7 },
@@ -64,6 +73,8 @@ mod tests {
             Control::Emptied { address: address.clone(), to: bridge, epoch: 7 },
             Control::Left { bridge: "b2".to_owned() },
             Control::Here { bridge: "b2".to_owned(), epoch: 9 },
+            Control::Moving { bridge: "b2".to_owned(), devices: vec![ended], within_ms: 30_000 },
+            Control::Held { bridge: "b2".to_owned(), count: 1 },
             Control::Alive,
             Control::Knock,
             Control::Parked { address },

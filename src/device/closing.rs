@@ -10,6 +10,7 @@ use std::sync::atomic::Ordering;
 use super::proofs::Unproved;
 use super::session::Session;
 use super::{Devices, EndReason};
+use crate::cluster::Work;
 use crate::command::Outcome;
 use crate::fate::Fate;
 use crate::order::{Facts, Order};
@@ -106,10 +107,19 @@ impl Devices {
         self.reporter.report(order, Fate::new(Outcome::Uncertain, reason));
     }
 
-    /// A command of which nothing was written. On shutdown it goes back to the queue, where the next
-    /// bridge finds it; a parked one has its place in the broker still.
+    /// A command of which nothing was written. On shutdown it goes to the bridge that holds the device, or back to the
+    /// queue, where the next bridge finds it; a parked one has its place in the broker still.
     fn refuse_waiting(&self, order: Order, reason: EndReason) {
         let is_kept = order.facts.origin.parked || reason == EndReason::Shutdown;
+        if let Some(cluster) = &self.cluster
+            && is_kept
+            && !order.facts.origin.parked
+            && cluster.heir().is_some()
+        {
+            // Another bridge has the device soon.
+            cluster.push(Work::Command(order, None));
+            return;
+        }
         if is_kept || !order.settlement.is_live() {
             self.hand_back_untouched(order);
             return;

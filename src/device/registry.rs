@@ -5,6 +5,7 @@
 //! overtakes the beginning of the next. An entry is removed only by the epoch that made it.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::net::SocketAddr;
 use std::ops::Bound;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -301,15 +302,32 @@ impl Registry {
         Some((seq, state.sessions.values().cloned().collect()))
     }
 
+    /// The connection of `address` that had this epoch ended with its bridge, and the device is at none: tells so,
+    /// unless it is here.
+    pub(crate) fn tell_gone(&self, address: &Address, epoch: u64, peer: SocketAddr) {
+        let state = self.lock();
+        if state.sessions.contains_key(address) {
+            return;
+        }
+        self.presence.changed(Change {
+            address: address.clone(),
+            epoch,
+            online: false,
+            update: None,
+            at_ms: Moment::now().wall_ms,
+            reason: EndReason::Shutdown.label(),
+            peer,
+        });
+    }
+
     /// How many devices are connected.
     pub(crate) fn count(&self) -> usize {
         self.lock().sessions.len()
     }
 
-    /// Admits nobody any more and gives all sessions.
-    pub(crate) fn close(&self) -> Vec<Arc<Session>> {
+    /// Admits nobody any more.
+    pub(crate) fn close(&self) {
         self.lock().closed = true;
-        self.all()
     }
 
     /// Up to `count` sessions in the order of their addresses, from behind `after`; and how many

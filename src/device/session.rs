@@ -187,7 +187,7 @@ impl Session {
     }
 
     /// Whether readers of presence know of it, or are about to.
-    pub(super) fn is_announced(&self) -> bool {
+    pub(crate) fn is_announced(&self) -> bool {
         self.announced.load(Ordering::Relaxed)
     }
 
@@ -403,10 +403,24 @@ impl Session {
         }
     }
 
-    /// Ends it for `reason`, unless it has ended already. Its task does the rest.
-    pub(crate) fn end(&self, reason: EndReason) {
-        self.lock().end.get_or_insert(reason);
+    /// Ends it because the bridge does, once the device has acknowledged all that was written to it and nothing waits,
+    /// or `at_once`; false if it goes on. If the device is `held` by other bridges nobody is told.
+    pub(crate) fn let_go(&self, devices: &Devices, held: bool, at_once: bool) -> bool {
+        let mut shared = self.lock();
+        if shared.closed || shared.end.is_some() {
+            return true;
+        }
+        self.ask(&mut shared, devices);
+        let is_clean = shared.proofs.in_flight() == 0 && shared.lane.is_empty();
+        if !is_clean && !at_once {
+            return false;
+        }
+        if held {
+            self.set_announced(false);
+        }
+        shared.end = Some(EndReason::Shutdown);
         self.wake.give();
+        true
     }
 
     /// Lets `order`, delivered again by the broker, take the place of the one it repeats, if that is

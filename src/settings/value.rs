@@ -213,6 +213,20 @@ impl Value for Duration {
     }
 }
 
+/// A duration that may be none at all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Time(pub Duration);
+
+impl Value for Time {
+    fn expected() -> &'static str {
+        "a duration of up to a year, with a unit, as in 10s, 500ms or 0s"
+    }
+    fn read(text: &str) -> Option<Self> {
+        let duration = humantime::parse_duration(text).ok()?;
+        (duration <= DURATION_MAX).then_some(Self(duration))
+    }
+}
+
 impl<T: Value> Value for Option<T> {
     const SECRET: bool = T::SECRET;
     fn expected() -> &'static str {

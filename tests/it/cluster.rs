@@ -2,6 +2,7 @@
 
 mod death;
 mod parked;
+mod restart;
 mod takeover;
 
 use lapin::types::AMQPValue;

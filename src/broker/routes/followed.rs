@@ -60,7 +60,11 @@ fn take_up(body: &[u8], devices: &Devices, cluster: &Cluster) {
         return;
     }
     devices.registry.heard(event.epoch);
-    let Some(address) = Address::parse(event.address).ok().filter(|_| event.online) else { return };
+    let Ok(address) = Address::parse(event.address) else { return };
+    cluster.told(&address, event.epoch, event.online);
+    if !event.online {
+        return;
+    }
     devices.parking.left_to_others(&address);
     // Two connections of a device that came to two bridges at once: both found it at none.
     for order in devices.registry.evict(devices, &address, event.epoch, false).unwrap_or_default() {

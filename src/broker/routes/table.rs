@@ -4,6 +4,7 @@
 //! can another bridge find that nobody has it. What comes for it meanwhile waits behind the unbinding.
 
 mod claims;
+mod moving;
 mod sought;
 
 use std::collections::{HashMap, VecDeque};
@@ -160,6 +161,7 @@ impl<'a> Table<'a> {
         }
         if self.asked + ASK_EVERY <= now && self.courier.has_room() {
             self.asked = now;
+            self.look_at_moving(now);
             for bridge in self.cluster.others() {
                 let key = self.intake.settings.mq.alive_queue(&bridge).into();
                 // It vanishes in that queue.
@@ -197,7 +199,7 @@ impl<'a> Table<'a> {
                 Ok(())
             }
             Said::Returned(number) => match self.sent.remove(&number) {
-                Some(Sent::Command(order, to)) => self.came_back(order, to.is_some()),
+                Some(Sent::Command(order, to)) => self.came_back(order, to),
                 Some(Sent::Claim(address)) => self.nobody_has(address),
                 Some(Sent::Knock(address)) => {
                     self.nothing_parked(&address);
@@ -251,6 +253,7 @@ impl<'a> Table<'a> {
         match self.entries.get_mut(&address) {
             None if is_here => {
                 self.entries.insert(address.clone(), Entry::Claiming);
+                self.cluster.release(&address);
                 self.claim(address)
             }
             Some(Entry::Bound) if is_here => {
@@ -386,15 +389,20 @@ impl<'a> Table<'a> {
     }
 
     /// No queue took a command: that of the bridge it was for, or that of any.
-    fn came_back(&mut self, order: Order, was_for_one: bool) -> Result<(), BrokerError> {
+    fn came_back(&mut self, order: Order, was_for: Option<Arc<str>>) -> Result<(), BrokerError> {
         let address = order.command().address.clone();
-        if was_for_one {
+        if let Some(bridge) = was_for {
             self.cluster.came_back(&address);
+            self.cluster.is_no_heir(&bridge);
             return self.pass_on(order, None);
         }
         if self.is_here(&address) {
             self.deliver(order);
             return Ok(());
+        }
+        let Err(order) = self.cluster.wait_for(order) else { return Ok(()) };
+        if let Some(heir) = self.cluster.heir() {
+            return self.pass_on(order, Some(heir));
         }
         self.devices().metrics.route_returned();
         let fate = Fate::new(Outcome::Offline, "the device is not connected to any bridge");

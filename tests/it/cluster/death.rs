@@ -102,7 +102,8 @@ fn a_bridge_that_is_told_to_end_leaves_nothing_behind() {
     const COMMANDS: usize = 50;
     let scene = Scene::new("cluster-ends");
     let presence = scene.presence();
-    let (first, second) = (setup(&scene, "a").start(), setup(&scene, "b").start());
+    let start = |name| setup(&scene, name).set("CLUSTER_MOVING", "1s").start();
+    let (first, second) = (start("a"), start("b"));
     let _device = first.device("127.0.0.2");
     until_online(&presence, "127.0.0.2", "a");
     let receipts = scene.receipts();

@@ -48,6 +48,10 @@ impl Table<'_> {
         if let Some(entry @ Entry::Binding) = self.entries.get_mut(&address) {
             *entry = Entry::Bound;
             self.cluster.came_back(&address);
+            let session = self.devices().registry.find(&address);
+            if let Some(session) = session {
+                self.cluster.told(&address, session.epoch(), true);
+            }
             self.settle(address)?;
         }
         Ok(())
@@ -127,7 +131,12 @@ impl Table<'_> {
                 let address = address.to_string();
                 self.say(&to, &Control::Yielded { address, epoch })
             }
-            Control::Left { .. } | Control::Here { .. } | Control::Alive | Control::Knock => Ok(()),
+            Control::Left { .. }
+            | Control::Here { .. }
+            | Control::Alive
+            | Control::Knock
+            | Control::Moving { .. }
+            | Control::Held { .. } => Ok(()),
             Control::Parked { .. } => {
                 if devices.wants_parked(&address) {
                     devices.parking.nudged(&address);

@@ -1,0 +1,151 @@
+//! What this bridge and the others do for each other's devices when one of them ends.
+
+use std::collections::HashMap;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout};
+
+use super::control::Control;
+use super::moving::{Ended, Moving, Overdue};
+use super::{Cluster, Work};
+use crate::command::Address;
+use crate::order::Order;
+
+/// Devices in one message: some 40 KiB.
+const DEVICES_A_MESSAGE: usize = 500;
+
+/// Of several bridges that hold a device the first tells that it is offline, the next so much later if nobody has:
+/// longer than an event takes from one to the other.
+const TELL_LATER: Duration = Duration::from_secs(2);
+
+/// Who holds the devices of this bridge, which ends.
+#[derive(Debug, Default)]
+pub(super) struct Heirs {
+    /// How many devices each has said it holds.
+    said: HashMap<Arc<str>, usize>,
+    /// One that holds all: what comes for them goes there.
+    heir: Option<Arc<str>>,
+}
+
+impl Cluster {
+    /// Has the other bridges hold these devices, each list for so long; true once one of them holds all. To be
+    /// called once, when no device may connect here any more.
+    pub(crate) async fn hand_over(
+        &self,
+        lists: [(Vec<Ended>, Duration); 2],
+        limit: Duration,
+    ) -> bool {
+        self.leaving.store(true, Ordering::Relaxed);
+        let count = lists.iter().map(|(list, _)| list.len()).sum();
+        let others = self.bridges().present();
+        for (turn, other) in (0u32..).zip(&others) {
+            for (list, within) in &lists {
+                let within = *within + TELL_LATER * turn;
+                for devices in list.chunks(DEVICES_A_MESSAGE) {
+                    let control = Control::Moving {
+                        bridge: self.bridge.to_string(),
+                        devices: devices.to_vec(),
+                        within_ms: u64::try_from(within.as_millis()).unwrap_or(u64::MAX),
+                    };
+                    self.push(Work::Say(Arc::clone(other), control));
+                }
+            }
+        }
+        let held = async {
+            loop {
+                let mut said = std::pin::pin!(self.held.notified());
+                said.as_mut().enable();
+                if self.heirs().choose(count) {
+                    return;
+                }
+                said.await;
+            }
+        };
+        !others.is_empty() && timeout(limit, held).await.is_ok()
+    }
+
+    /// Another bridge says that it holds so many more of the devices of this one.
+    pub(crate) fn held_by(&self, bridge: &str, count: usize) {
+        *self.heirs().said.entry(bridge.into()).or_default() += count;
+        self.held.notify_waiters();
+    }
+
+    /// The bridge that holds the devices of this one, which ends.
+    pub(crate) fn heir(&self) -> Option<Arc<str>> {
+        self.heirs().heir.clone()
+    }
+
+    /// A bridge cannot be reached: if it is the heir, there is none.
+    pub(crate) fn is_no_heir(&self, bridge: &str) {
+        self.heirs().heir.take_if(|heir| **heir == *bridge);
+    }
+
+    /// Holds devices of a bridge that ends; how many.
+    pub(crate) fn hold(&self, devices: &[Ended], within: Duration) -> usize {
+        if self.leaving.load(Ordering::Relaxed) {
+            return 0;
+        }
+        let until = Instant::now() + within;
+        let mut moving = self.moving();
+        let count = devices.iter().filter(|ended| moving.hold(ended, until)).count();
+        self.metrics.moving(moving.count());
+        count
+    }
+
+    /// Lets a command wait for a device whose bridge has ended and that may come back; gives it back if it is none.
+    pub(crate) fn wait_for(&self, order: Order) -> Result<(), Order> {
+        self.moving().wait(order)
+    }
+
+    /// A device has connected here that may be held: what waited for it goes to it. It is held until it is told as
+    /// online.
+    pub(crate) fn release(&self, address: &Address) {
+        let waiting = self.moving().release(address);
+        waiting.into_iter().for_each(|order| self.push(Work::Command(order, None)));
+    }
+
+    /// It was told that a device has come, or has gone: what waited for it goes on.
+    pub(crate) fn told(&self, address: &Address, epoch: u64, online: bool) {
+        let waiting = {
+            let mut moving = self.moving();
+            let waiting = moving.told(address, epoch, online);
+            self.metrics.moving(moving.count());
+            waiting
+        };
+        waiting.into_iter().for_each(|order| self.push(Work::Command(order, None)));
+    }
+
+    /// Devices that have not come back in time, and commands that have waited for too long.
+    pub(crate) fn overdue(&self, now: Instant) -> (Vec<Overdue>, Vec<Order>) {
+        let mut moving = self.moving();
+        let found = (moving.overdue(now), moving.unwanted(now));
+        self.metrics.moving(moving.count());
+        found
+    }
+
+    /// Holds no devices of others any more: gives those it held, and how long the last of them would have been.
+    pub(crate) fn give_up_moving(&self) -> (Vec<Overdue>, Duration) {
+        self.leaving.store(true, Ordering::Relaxed);
+        self.metrics.moving(0);
+        self.moving().give_up(Instant::now())
+    }
+
+    fn heirs(&self) -> std::sync::MutexGuard<'_, Heirs> {
+        self.heirs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn moving(&self) -> std::sync::MutexGuard<'_, Moving> {
+        self.moving.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Heirs {
+    /// Chooses one that holds so many; true if there is one.
+    fn choose(&mut self, count: usize) -> bool {
+        let one = self.said.iter().find(|(_, said)| **said >= count);
+        self.heir = one.map(|(bridge, _)| Arc::clone(bridge));
+        self.heir.is_some()
+    }
+}

@@ -1,0 +1,191 @@
+//! A bridge that is told to end: its devices were never offline if they come back in time, wherever that is.
+
+use std::collections::HashMap;
+
+use serde_json::{Value, json};
+
+use super::{outcomes, setup, until_online};
+use crate::harness::{Bridge, Device, Inbox, Scene, command, reply_to};
+
+/// Far longer than a device here takes to come back.
+const LONG: &str = "10m";
+
+const DEVICES: usize = 8;
+
+fn device(index: usize) -> String {
+    format!("127.0.0.{}", 10 + index)
+}
+
+fn start(scene: &Scene, name: &str, moving: &str) -> Bridge {
+    setup(scene, name)
+        .set("CLUSTER_MOVING", moving)
+        .set("CLUSTER_DRAIN_SPREAD", "1s")
+        .set("MQ_PREFETCH", "16")
+        .start()
+}
+
+/// Waits until each of two bridges knows the other.
+#[track_caller]
+fn until_acquainted(bridges: &[&Bridge]) {
+    for bridge in bridges {
+        let others = bridges.len() - 1;
+        bridge.until_metric("rabbitline_route_bridges", |known| known == others as f64);
+    }
+}
+
+/// What was told so far, by address; and of the bridge that connects last, that nothing is on its way any more.
+#[track_caller]
+fn told(presence: &Inbox, last: &[&Bridge]) -> HashMap<String, Vec<Value>> {
+    let mut told: HashMap<String, Vec<Value>> = HashMap::new();
+    for (number, bridge) in last.iter().enumerate() {
+        let address = format!("127.0.1.{}", 1 + number);
+        let _marker = bridge.device(&address);
+        loop {
+            let event = presence.next().json();
+            if event["address"] == address.as_str() {
+                break;
+            }
+            let of = event["address"].as_str().expect("an address").to_owned();
+            told.entry(of).or_default().push(event);
+        }
+    }
+    told
+}
+
+#[test]
+fn devices_that_come_back_while_one_bridge_after_the_other_is_restarted_were_never_offline() {
+    let scene = Scene::new("cluster-rolling");
+    let presence = scene.presence();
+    let mut here = start(&scene, "a", LONG);
+    let mut there = start(&scene, "b", LONG);
+    until_acquainted(&[&here, &there]);
+    let mut devices: Vec<Device> = (0..DEVICES).map(|index| here.device(&device(index))).collect();
+    let mut epochs = [0; DEVICES];
+    for _ in 0..DEVICES {
+        let event = presence.next().json();
+        let index = (0..DEVICES).find(|index| event["address"] == device(*index).as_str());
+        epochs[index.expect("one of them")] = event["epoch"].as_u64().expect("an epoch");
+    }
+    let mut lines = vec![Vec::new(); DEVICES];
+    let mut published = 0;
+    for round in 0..2 {
+        here.program.signal("TERM");
+        here.until_logged(&["other bridges hold the devices"]);
+        for index in 0..DEVICES {
+            scene.publish(&command(&device(index), &published.to_string()));
+        }
+        published += 1;
+        for (index, device_here) in devices.iter_mut().enumerate() {
+            lines[index].extend(device_here.until_closed());
+            // Nobody has the device now.
+            scene.publish(&command(&device(index), &published.to_string()));
+            *device_here = there.device(&device(index));
+        }
+        published += 1;
+        assert_eq!(here.program.finish().code, Some(0), "round {round}");
+        for (index, device) in devices.iter_mut().enumerate() {
+            while lines[index].len() < published {
+                lines[index].push(device.line().into_bytes());
+            }
+        }
+        let again = start(&scene, if round == 0 { "a" } else { "b" }, LONG);
+        until_acquainted(&[&there, &again]);
+        here = there;
+        there = again;
+    }
+
+    for (index, lines) in lines.iter().enumerate() {
+        let mut lines: Vec<String> =
+            lines.iter().map(|line| String::from_utf8_lossy(line).into_owned()).collect();
+        // Two bridges take commands off the queue.
+        lines.sort();
+        let expected: Vec<String> = (0..published).map(|number| format!("{number}\r\n")).collect();
+        assert_eq!(lines, expected, "device {index} has each once");
+    }
+    let told = told(&presence, &[&here, &there]);
+    for index in 0..DEVICES {
+        let events = &told[&device(index)];
+        assert_eq!(events.len(), 2, "{events:?}");
+        for event in events {
+            assert_eq!(event["online"], true, "{events:?}");
+            let epoch = event["epoch"].as_u64().expect("an epoch");
+            assert!(epoch > epochs[index], "{events:?}");
+            epochs[index] = epoch;
+        }
+    }
+    assert_eq!(outcomes(&[here, there], "offline"), 0.0);
+}
+
+#[test]
+fn one_that_does_not_come_back_is_told_as_offline_once_by_a_bridge_that_is_left() {
+    let scene = Scene::new("cluster-stays-away");
+    let presence = scene.presence();
+    let bridges = ["a", "b", "c"].map(|name| start(&scene, name, "2s"));
+    until_acquainted(&bridges.each_ref());
+    let receipts = scene.receipts();
+    let [first, second, third] = bridges;
+    let mut device = first.device("127.0.0.10");
+    let online = until_online(&presence, "127.0.0.10", "a");
+
+    first.program.signal("TERM");
+    assert_eq!(device.until_closed(), Vec::<Vec<u8>>::new());
+    let body = command("127.0.0.10", "ON").to_string();
+    scene.publish_with(body.as_bytes(), reply_to(&receipts));
+    assert_eq!(first.program.finish().code, Some(0));
+
+    let offline = presence.next().json();
+    assert_eq!((&offline["address"], &offline["online"]), (&online["address"], &json!(false)));
+    assert_eq!((&offline["epoch"], &offline["peer"]), (&online["epoch"], &online["peer"]));
+    assert_eq!(offline["reason"], "shutdown");
+    assert_ne!(offline["bridge"], "a");
+    let receipt = receipts.next().json();
+    assert_eq!(receipt["outcome"], "offline", "{receipt}");
+    for bridge in [&second, &third] {
+        bridge.until_metric("rabbitline_route_moving", |held| held == 0.0);
+    }
+    let more = told(&presence, &[&second, &third]);
+    assert!(!more.contains_key("127.0.0.10"), "{more:?}");
+}
+
+#[test]
+fn what_a_bridge_holds_for_another_is_held_by_the_next_and_told_by_the_last() {
+    let scene = Scene::new("cluster-last-one");
+    let presence = scene.presence();
+    let bridges = ["a", "b", "c"].map(|name| start(&scene, name, LONG));
+    until_acquainted(&bridges.each_ref());
+    let [first, second, third] = bridges;
+    let device = first.device("127.0.0.10");
+    let online = until_online(&presence, "127.0.0.10", "a");
+
+    for bridge in [first, second] {
+        assert_eq!(bridge.terminate().code, Some(0));
+        assert_eq!(third.metric("rabbitline_route_moving"), 1.0);
+    }
+    drop(device);
+    assert_eq!(third.terminate().code, Some(0));
+
+    let offline = presence.next().json();
+    assert_eq!((&offline["address"], &offline["online"]), (&online["address"], &json!(false)));
+    assert_eq!((&offline["epoch"], &offline["bridge"]), (&online["epoch"], &json!("c")));
+    assert_eq!(presence.so_far().len(), 0);
+}
+
+#[test]
+fn a_bridge_that_is_alone_or_told_to_hold_nothing_tells_itself() {
+    let scene = Scene::new("cluster-alone");
+    let presence = scene.presence();
+    let first = start(&scene, "a", "0s");
+    let second = start(&scene, "b", LONG);
+    until_acquainted(&[&first, &second]);
+    let _one = first.device("127.0.0.10");
+    until_online(&presence, "127.0.0.10", "a");
+    let _other = second.device("127.0.0.11");
+    until_online(&presence, "127.0.0.11", "b");
+
+    for (bridge, name, address) in [(first, "a", "127.0.0.10"), (second, "b", "127.0.0.11")] {
+        assert_eq!(bridge.terminate().code, Some(0));
+        let event = presence.next().json();
+        let said = (&event["address"], &event["online"], &event["bridge"]);
+        assert_eq!(said, (&json!(address), &json!(false), &json!(name)));
+    }
+}
