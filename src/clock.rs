@@ -1,5 +1,6 @@
 //! Time: a moment on both clocks, as text, and waiting for one.
 
+use std::cell::Cell;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::time::Instant;
@@ -13,11 +14,28 @@ pub struct Moment {
     pub mono: Instant,
 }
 
+/// For so long the wall goes as the other clock does, so that most moments take one look at a clock, not two: a wall that is
+/// set anew is noticed after no more than this.
+const WALL_EVERY: Duration = Duration::from_millis(10);
+
+thread_local! {
+    /// The last look of this thread at both clocks.
+    static BOTH: Cell<Option<(Duration, Instant)>> = const { Cell::new(None) };
+}
+
 impl Moment {
     /// This moment.
     pub fn now() -> Self {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Self { wall_ms: u64::try_from(since.as_millis()).unwrap_or(u64::MAX), mono: Instant::now() }
+        let mono = Instant::now();
+        let wall = BOTH.with(|both| match both.get() {
+            Some((wall, then)) if mono - then < WALL_EVERY => wall + (mono - then),
+            Some(_) | None => {
+                let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+                both.set(Some((wall, mono)));
+                wall
+            }
+        });
+        Self { wall_ms: u64::try_from(wall.as_millis()).unwrap_or(u64::MAX), mono }
     }
 }
 
@@ -42,6 +60,24 @@ pub(crate) async fn until(moment: Option<Instant>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn both_clocks_tell_the_same_moment_at_every_look() {
+        let wall_ms = || {
+            let since = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970");
+            u64::try_from(since.as_millis()).expect("not that late")
+        };
+        let end = Instant::now() + 3 * WALL_EVERY;
+        let mut last = Moment::now();
+        while last.mono < end {
+            let before = wall_ms();
+            let now = Moment::now();
+            // A millisecond for the rounding of both.
+            assert!((before.saturating_sub(1)..=wall_ms() + 1).contains(&now.wall_ms));
+            assert!(last.mono <= now.mono);
+            last = now;
+        }
+    }
 
     #[test]
     fn any_clock_can_be_shown() {

@@ -138,6 +138,11 @@ impl Outcome {
         Self::Uncertain,
     ];
 
+    /// Its place in `ALL`.
+    pub(crate) fn index(self) -> usize {
+        self as usize
+    }
+
     /// The word for it.
     pub fn label(self) -> &'static str {
         match self {
@@ -234,8 +239,9 @@ mod tests {
 
     #[test]
     fn every_outcome_is_known_by_its_word() {
-        for outcome in Outcome::ALL {
+        for (index, outcome) in Outcome::ALL.into_iter().enumerate() {
             assert_eq!(Outcome::from_label(outcome.label()), Some(outcome));
+            assert_eq!(outcome.index(), index);
         }
     }
 }

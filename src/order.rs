@@ -78,8 +78,7 @@ impl Steps {
     }
 
     pub(crate) fn conclude(&self, outcome: Outcome, at: Moment) {
-        let index = Outcome::ALL.iter().position(|o| *o == outcome).unwrap_or_default();
-        self.outcome.store(index as u64 + 1, Ordering::Relaxed);
+        self.outcome.store(outcome.index() as u64 + 1, Ordering::Relaxed);
         Self::take(&self.concluded_ms, at);
     }
 

@@ -1,6 +1,6 @@
 //! How fast a full queue reaches the devices.
 //!
-//! One drain: a bridge is started, consumes from an empty queue and has all its devices connected. Then it is
+//! One drain: a bridge is started, consumes from an empty queue, has all its devices connected, and is idle again. Then it is
 //! paused (SIGSTOP), the queue is filled, and it is resumed: so everything is in place when the first command
 //! moves, and the filling takes no time from it. The time is from the first line at a device to the last. Our
 //! bridge and the bridge in C go through exactly this, in turn, each run with new processes, so that what
@@ -133,7 +133,7 @@ pub(crate) fn drain(broker: &Broker, kind: Kind, cell: Cell) -> Result<Run> {
     Ok(Run::new(cell.commands, received.first_us, received.last_us, cpu))
 }
 
-/// A bridge that consumes from the empty queue and has its devices.
+/// A bridge that consumes from the empty queue, has its devices and is done with what their connecting gave it to do.
 pub(crate) fn ready(
     broker: &Broker,
     publisher: &mut Publisher,
@@ -143,7 +143,10 @@ pub(crate) fn ready(
 ) -> Result<(Bridge, Devices)> {
     publisher.declare(QUEUE)?;
     publisher.purge(QUEUE)?;
-    with_devices(Bridge::start(kind, broker, prefetch, count)?, count)
+    let (bridge, devices) = with_devices(Bridge::start(kind, broker, prefetch, count)?, count)?;
+    // Ours reports who has connected, which is not what is measured here.
+    bridge.wait_idle()?;
+    Ok((bridge, devices))
 }
 
 /// A bridge that consumes, and its devices.

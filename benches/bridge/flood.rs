@@ -21,11 +21,11 @@ use crate::{
     broker::Broker,
     drain::with_devices,
     flooders::Counts,
-    latency::{self, LatencyReport, Plan},
+    latency::{self, Plan, Timed},
     load::{Load, QUEUE},
     process::{Lines, Process, piped},
     publisher::Publisher,
-    stats::Spread,
+    stats::{Quantiles, Spread},
 };
 
 /// Flooders that do not answer for this long never will.
@@ -66,12 +66,6 @@ pub(crate) struct FloodReport {
     pub(crate) runs: Vec<Run>,
 }
 
-#[derive(Debug, Clone, Copy, Serialize)]
-pub(crate) struct Quantiles {
-    pub(crate) p50: Spread,
-    pub(crate) p99: Spread,
-}
-
 /// What the flood was, of each second while the devices had their commands.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub(crate) struct FloodFigures {
@@ -91,8 +85,8 @@ pub(crate) struct FloodFigures {
 /// One load while quiet and one in the flood.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Run {
-    pub(crate) quiet: LatencyReport,
-    pub(crate) flooded: LatencyReport,
+    pub(crate) quiet: Timed,
+    pub(crate) flooded: Timed,
     pub(crate) before: Counts,
     pub(crate) after: Counts,
 }
@@ -122,20 +116,14 @@ pub(crate) fn measure(
     runs: usize,
 ) -> Result<FloodReport> {
     let runs: Vec<_> = (0..runs).map(|_| once(broker, plan, front)).collect::<Result<_>>()?;
-    let quantiles = |of: fn(&Run) -> (f64, f64)| Quantiles {
-        p50: runs.iter().map(|run| of(run).0).collect(),
-        p99: runs.iter().map(|run| of(run).1).collect(),
-    };
+    let quantiles = |of: fn(&Run) -> (f64, f64)| runs.iter().map(of).collect();
     let a_second = |of: fn(&Counts) -> f64| runs.iter().map(|run| run.a_second(of)).collect();
     Ok(FloodReport {
         flooded: front,
         plan,
         quiet_us: quantiles(|run| run.quiet.p50_p99()),
         flooded_us: quantiles(|run| run.flooded.p50_p99()),
-        ratio: quantiles(|run| {
-            let (quiet, flooded) = (run.quiet.p50_p99(), run.flooded.p50_p99());
-            (flooded.0 / quiet.0, flooded.1 / quiet.1)
-        }),
+        ratio: quantiles(|run| run.flooded.times_as_long_as(&run.quiet)),
         flood: FloodFigures {
             resets: a_second(|counts| counts.resets as f64),
             bytes: a_second(|counts| counts.bytes as f64),
@@ -165,7 +153,7 @@ fn once(broker: &Broker, plan: Plan, front: Front) -> Result<Run> {
     publisher.declare(QUEUE)?;
     publisher.purge(QUEUE)?;
     let bridge = match front {
-        Front::Ip => Bridge::start(plan.bridge, broker, plan.prefetch, plan.devices)?,
+        Front::Ip => Bridge::start(Kind::Rabbitline, broker, plan.prefetch, plan.devices)?,
         Front::Hello => Bridge::start_with(broker, plan.prefetch, &FIELD_SETTINGS)?,
     };
     let port = match front {
@@ -187,7 +175,7 @@ fn once(broker: &Broker, plan: Plan, front: Front) -> Result<Run> {
 
 /// The plan of all cells.
 pub(crate) fn plan(seconds: u64) -> Plan {
-    Plan { bridge: Kind::Rabbitline, prefetch: 256, devices: 1_000, rate: 1_000, seconds }
+    Plan { prefetch: 256, devices: 1_000, rate: 1_000, seconds }
 }
 
 /// The process of the flooders, seen from the benchmark.

@@ -1,4 +1,6 @@
-//! How long a command takes from its publication to its device at a rate that all can bear.
+//! How long a command takes from its publication to its device at a rate that all can bear: half of what ours
+//! reaches from a full queue. The bridge in C has the same load, in turn with ours; the ratio is taken within each
+//! pair.
 //!
 //! The load is open: commands are published by the clock, whether or not earlier ones have arrived, and each
 //! carries the time at which it was meant to be published. Latency counts from there, so a stall of the broker
@@ -19,50 +21,112 @@ use crate::{
     drain::ready,
     load::Load,
     publisher::Publisher,
+    stats::{Quantiles, Spread},
 };
 
-/// What is measured: one bridge under one load.
+/// One load.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub(crate) struct Plan {
-    pub(crate) bridge: Kind,
     pub(crate) prefetch: u16,
     pub(crate) devices: usize,
     pub(crate) rate: u64,
     pub(crate) seconds: u64,
 }
 
-/// The figures, in microseconds.
+/// One bridge under it, once; times in microseconds.
 #[derive(Debug, Clone, Serialize)]
-pub(crate) struct LatencyReport {
-    #[serde(flatten)]
-    pub(crate) plan: Plan,
+pub(crate) struct Timed {
     pub(crate) latency_us: Percentiles,
     pub(crate) publisher_late_us: Percentiles,
     /// Processor time of the bridge for a command.
     pub(crate) cpu_us: f64,
 }
 
-impl LatencyReport {
+/// Both bridges under it.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct LatencyReport {
+    pub(crate) plan: Plan,
+    pub(crate) rabbitline: LatencySide,
+    pub(crate) limit: LatencySide,
+    /// Ours to the limit's, taken within each pair.
+    pub(crate) ratio: Quantiles,
+}
+
+/// One bridge's figures, in microseconds.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(crate) struct LatencySide {
+    pub(crate) latency_us: Quantiles,
+    pub(crate) p999_us: Spread,
+    pub(crate) max_us: Spread,
+    pub(crate) publisher_late_us: Quantiles,
+    pub(crate) cpu_us: Spread,
+}
+
+impl Timed {
     pub(crate) fn p50_p99(&self) -> (f64, f64) {
-        (self.latency_us.p50 as f64, self.latency_us.p99 as f64)
+        self.latency_us.p50_p99()
     }
 
+    /// Both quantiles, in those of `other`.
+    pub(crate) fn times_as_long_as(&self, other: &Self) -> (f64, f64) {
+        let (own, other) = (self.p50_p99(), other.p50_p99());
+        (own.0 / other.0.max(1.0), own.1 / other.1.max(1.0))
+    }
+}
+
+impl LatencySide {
+    fn of(runs: &[Timed]) -> Self {
+        Self {
+            latency_us: runs.iter().map(Timed::p50_p99).collect(),
+            p999_us: runs.iter().map(|run| run.latency_us.p999 as f64).collect(),
+            max_us: runs.iter().map(|run| run.latency_us.max as f64).collect(),
+            publisher_late_us: runs.iter().map(|run| run.publisher_late_us.p50_p99()).collect(),
+            cpu_us: runs.iter().map(|run| run.cpu_us).collect(),
+        }
+    }
+}
+
+impl LatencyReport {
     /// One line for the progress of a run.
     pub(crate) fn summary(&self) -> String {
-        let Plan { bridge, prefetch, rate, .. } = self.plan;
-        let Percentiles { p50, p99, .. } = self.latency_us;
+        let Plan { prefetch, devices, rate, .. } = self.plan;
+        let (ours, limit) = (self.rabbitline.latency_us, self.limit.latency_us);
         format!(
-            "latency of {}, prefetch {prefetch}, {rate}/s: p50 {p50} us, p99 {p99} us",
-            bridge.label()
+            "latency, prefetch {prefetch}, {devices} devices, {rate}/s: p50 {} us, limit {} us, ratio {:.2}; \
+             p99 {} us, limit {} us, ratio {:.2}",
+            ours.p50, limit.p50, self.ratio.p50, ours.p99, limit.p99, self.ratio.p99
         )
     }
 }
 
-/// Runs one bridge under one load.
-pub(crate) fn measure(broker: &Broker, plan: Plan) -> Result<LatencyReport> {
+/// Runs our bridge and the limit under one load, `runs` times in turn.
+pub(crate) fn measure(broker: &Broker, plan: Plan, runs: usize) -> Result<LatencyReport> {
+    let (mut ours, mut limit) = (Vec::new(), Vec::new());
+    for run in 0..runs {
+        // Who goes first changes, too.
+        let order = if run % 2 == 0 {
+            [Kind::LimitInC, Kind::Rabbitline]
+        } else {
+            [Kind::Rabbitline, Kind::LimitInC]
+        };
+        for next in order {
+            let timed = once(broker, next, plan)
+                .with_context(|| format!("{} under {plan:?}", next.label()))?;
+            if next == Kind::Rabbitline { ours.push(timed) } else { limit.push(timed) }
+        }
+    }
+    let ratio = ours.iter().zip(&limit).map(|(ours, limit)| ours.times_as_long_as(limit)).collect();
+    Ok(LatencyReport {
+        plan,
+        rabbitline: LatencySide::of(&ours),
+        limit: LatencySide::of(&limit),
+        ratio,
+    })
+}
+
+fn once(broker: &Broker, kind: Kind, plan: Plan) -> Result<Timed> {
     let mut publisher = Publisher::connect(broker.port)?;
-    let (bridge, mut devices) =
-        ready(broker, &mut publisher, plan.bridge, plan.prefetch, plan.devices)?;
+    let (bridge, mut devices) = ready(broker, &mut publisher, kind, plan.prefetch, plan.devices)?;
     let mut load = Load::for_devices(plan.devices)?;
     under(&mut load, &mut publisher, &bridge, &mut devices, plan)
 }
@@ -74,15 +138,14 @@ pub(crate) fn under(
     bridge: &Bridge,
     devices: &mut Devices,
     plan: Plan,
-) -> Result<LatencyReport> {
+) -> Result<Timed> {
     let count = plan.rate * plan.seconds;
     devices.begin_receive(count)?;
     let cpu = bridge.process.cpu()?;
     let late = publish_by_the_clock(load, publisher, plan.rate, count)?;
     let received = devices.received().with_context(|| bridge.said())?;
     let cpu = bridge.process.cpu()?.saturating_sub(cpu);
-    Ok(LatencyReport {
-        plan,
+    Ok(Timed {
         latency_us: received.latency.context("no command carried a time")?,
         publisher_late_us: Percentiles::of(&late),
         cpu_us: cpu.as_secs_f64() * 1e6 / count as f64,

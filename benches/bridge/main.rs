@@ -27,6 +27,7 @@ mod receipts;
 mod report;
 mod simulator;
 mod stats;
+mod targets;
 
 use std::fs;
 
@@ -186,20 +187,19 @@ fn measure_latency(
     options: &Options,
     report: &Report,
 ) -> Result<Vec<latency::LatencyReport>> {
-    let cell = Cell { prefetch: 256, devices: 1_000, commands: options.commands(256) };
-    let half_rate = match (options.latency_rate, report.rate(cell.prefetch, cell.devices)) {
-        (Some(rate), _) => rate,
-        (None, Some(rate)) => half(rate),
-        (None, None) => half(drain::drain(broker, Kind::Rabbitline, cell)?.rate),
-    };
     let mut reports = Vec::new();
-    for (prefetch, devices, rate) in [(1, 100, 1_000), (256, 1_000, half_rate)] {
-        for bridge in [Kind::Rabbitline, Kind::LimitInC] {
-            let plan = Plan { bridge, prefetch, devices, rate, seconds: options.latency_seconds() };
-            let latency = latency::measure(broker, plan).with_context(|| format!("{plan:?}"))?;
-            progress(&latency.summary());
-            reports.push(latency);
-        }
+    for (prefetch, devices) in [(1, 100), (256, 1_000)] {
+        let cell = Cell { prefetch, devices, commands: options.commands(prefetch) };
+        let rate =
+            match (options.latency_rate.filter(|_| prefetch > 1), report.rate(prefetch, devices)) {
+                (Some(rate), _) => rate,
+                (None, Some(rate)) => half(rate),
+                (None, None) => half(drain::drain(broker, Kind::Rabbitline, cell)?.rate),
+            };
+        let plan = Plan { prefetch, devices, rate, seconds: options.latency_seconds() };
+        let latency = latency::measure(broker, plan, options.runs())?;
+        progress(&latency.summary());
+        reports.push(latency);
     }
     Ok(reports)
 }

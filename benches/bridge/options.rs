@@ -6,7 +6,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 
 /// Measures the bridge against a private broker and simulated devices on this machine.
 ///
-/// Without options everything is measured, in about eleven minutes on two cores.
+/// Without options everything is measured, in about a quarter of an hour on two cores.
 #[derive(Debug, Parser)]
 #[command(name = "./dev bench")]
 pub(crate) struct Options {
@@ -76,7 +76,7 @@ pub(crate) enum Part {
     Drain,
     /// The bridge with `received` and with `written`
     Proof,
-    /// From the intended time of publication to the device, at a fixed rate
+    /// From the intended time of publication to the device, at half load: the bridge and the bridge in C
     Latency,
     /// User memory of an idle device
     Memory,

@@ -1,18 +1,20 @@
-//! What was measured, as a table for people and as JSON for programs, and which targets it meets.
+//! What was measured, as a table for people and as JSON for programs.
 
 use std::fmt::{self, Write};
 
 use serde::Serialize;
 
 use crate::{
+    bridge::Kind,
     cluster::{self, ClusterReport},
     connections::{ConnectReport, MemoryReport},
     drain::{CellReport, CpuOf, Side},
-    flood::{FloodReport, Front},
+    flood::FloodReport,
     group::GroupReport,
-    latency::LatencyReport,
+    latency::{LatencyReport, LatencySide},
     machine::Machine,
     stats::Spread,
+    targets::Target,
 };
 
 /// All figures of one run.
@@ -42,92 +44,7 @@ pub(crate) struct ConsumerReport {
     pub(crate) side: Side,
 }
 
-/// A promise and what was measured of it.
-#[derive(Debug, Serialize)]
-pub(crate) struct Target {
-    pub(crate) what: String,
-    pub(crate) measured: f64,
-    pub(crate) wanted: Bound,
-    pub(crate) met: bool,
-}
-
-#[derive(Debug, Clone, Copy, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum Bound {
-    AtLeast(f64),
-    AtMost(f64),
-}
-
-/// How many times as long a command may take in a flood.
-const FLOODED: Bound = Bound::AtMost(5.0);
-
 impl Report {
-    /// Holds what was measured against what is promised; what was not measured is not judged.
-    pub(crate) fn judge(&mut self) {
-        let ratio = |prefetch, devices| self.cell(prefetch, devices).map(|cell| cell.ratio.median);
-        // Ten thousand sockets are cold in every cache, the devices' own included, which are on the
-        // same machine: the limit in C slows down as well. What is ours is what we lose beyond that.
-        let growth = |prefetch| {
-            let (many, few) = (self.cell(prefetch, 10_000)?, self.cell(prefetch, 100)?);
-            let ours = many.rabbitline.rate.median / few.rabbitline.rate.median;
-            Some(ours / (many.limit.rate.median / few.limit.rate.median).min(1.0))
-        };
-        let flood = |front, of: fn(&FloodReport) -> Spread| {
-            self.flood.iter().find(|report| report.flooded == front).map(|it| of(it).median)
-        };
-        let registered = self.connect.iter().find(|report| report.devices == 1_000);
-        let candidates = [
-            ("rate / limit, prefetch 1, 100 devices", ratio(1, 100), Bound::AtLeast(0.75)),
-            ("rate / limit, prefetch 256, 1,000 devices", ratio(256, 1_000), Bound::AtLeast(0.75)),
-            ("10,000 devices / 100, to the limit's, prefetch 1", growth(1), Bound::AtLeast(0.9)),
-            (
-                "10,000 devices / 100, to the limit's, prefetch 256",
-                growth(256),
-                Bound::AtLeast(0.9),
-            ),
-            (
-                "received / written, prefetch 256, 1,000 devices",
-                self.proof.first().map(|report| report.ratio.median),
-                Bound::AtLeast(0.6),
-            ),
-            (
-                "ms until 1,000 are registered",
-                registered.map(|it| it.registered_ms.median),
-                Bound::AtMost(1e3),
-            ),
-            (
-                "KiB for an idle device",
-                self.memory.map(|memory| memory.kib_per_device),
-                Bound::AtMost(2.0),
-            ),
-            (
-                "flooded / quiet, p50, the same listener",
-                flood(Front::Ip, |it| it.ratio.p50),
-                FLOODED,
-            ),
-            (
-                "flooded / quiet, p99, the same listener",
-                flood(Front::Ip, |it| it.ratio.p99),
-                FLOODED,
-            ),
-            (
-                "flooded / quiet, p50, another listener",
-                flood(Front::Hello, |it| it.ratio.p50),
-                FLOODED,
-            ),
-            (
-                "flooded / quiet, p99, another listener",
-                flood(Front::Hello, |it| it.ratio.p99),
-                FLOODED,
-            ),
-        ];
-        let judged = candidates.into_iter().filter_map(|(what, measured, wanted)| {
-            let measured = measured?;
-            Some(Target { what: what.to_owned(), measured, wanted, met: wanted.holds(measured) })
-        });
-        self.targets = judged.collect();
-    }
-
     pub(crate) fn all_targets_met(&self) -> bool {
         self.targets.iter().all(|target| target.met)
     }
@@ -137,7 +54,7 @@ impl Report {
         self.cell(prefetch, devices).map(|cell| cell.rabbitline.rate.median)
     }
 
-    fn cell(&self, prefetch: u16, devices: usize) -> Option<&CellReport> {
+    pub(crate) fn cell(&self, prefetch: u16, devices: usize) -> Option<&CellReport> {
         self.drain
             .iter()
             .find(|report| report.cell.prefetch == prefetch && report.cell.devices == devices)
@@ -159,15 +76,6 @@ impl CellReport {
     }
 }
 
-impl Bound {
-    fn holds(self, measured: f64) -> bool {
-        match self {
-            Self::AtLeast(bound) => measured >= bound,
-            Self::AtMost(bound) => measured <= bound,
-        }
-    }
-}
-
 impl fmt::Display for CpuOf<Spread> {
     /// The medians, with the precision asked for.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -175,15 +83,6 @@ impl fmt::Display for CpuOf<Spread> {
         let [bridge, broker, devices] =
             [self.bridge, self.broker, self.devices].map(|of| of.median);
         write!(f, "{bridge:.digits$} / {broker:.digits$} / {devices:.digits$}")
-    }
-}
-
-impl fmt::Display for Bound {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::AtLeast(bound) => write!(f, "at least {bound}"),
-            Self::AtMost(bound) => write!(f, "at most {bound}"),
-        }
     }
 }
 
@@ -233,19 +132,23 @@ impl Report {
     }
 
     fn write_latency(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let rows = self.latency.iter().map(|row| {
-            [
-                row.plan.bridge.label().to_owned(),
-                row.plan.prefetch.to_string(),
-                row.plan.devices.to_string(),
-                row.plan.rate.to_string(),
-                row.latency_us.p50.to_string(),
-                row.latency_us.p99.to_string(),
-                row.latency_us.p999.to_string(),
-                row.latency_us.max.to_string(),
-                format!("{} / {}", row.publisher_late_us.p50, row.publisher_late_us.p99),
-                format!("{:.1}", row.cpu_us),
-            ]
+        let rows = self.latency.iter().flat_map(|row| {
+            [(Kind::Rabbitline, row.rabbitline), (Kind::LimitInC, row.limit)].map(|(kind, side)| {
+                let LatencySide { latency_us, p999_us, max_us, publisher_late_us: late, cpu_us } =
+                    side;
+                [
+                    kind.label().to_owned(),
+                    row.plan.prefetch.to_string(),
+                    row.plan.devices.to_string(),
+                    row.plan.rate.to_string(),
+                    latency_us.p50.to_string(),
+                    latency_us.p99.to_string(),
+                    format!("{:.0}", p999_us.median),
+                    format!("{:.0}", max_us.median),
+                    format!("{:.0} / {:.0}", late.p50.median, late.p99.median),
+                    format!("{:.1}", cpu_us.median),
+                ]
+            })
         });
         write_table(
             f,
@@ -262,6 +165,21 @@ impl Report {
                 "late",
                 "CPU us/command",
             ],
+            rows.collect(),
+        )?;
+        let rows = self.latency.iter().map(|row| {
+            [
+                row.plan.prefetch.to_string(),
+                row.plan.devices.to_string(),
+                row.plan.rate.to_string(),
+                format!("{:.2}", row.ratio.p50),
+                format!("{:.2}", row.ratio.p99),
+            ]
+        });
+        write_table(
+            f,
+            "The same, in those of the limit",
+            ["prefetch", "devices", "rate/s", "p50", "p99"],
             rows.collect(),
         )
     }

@@ -207,6 +207,10 @@ impl Tally {
 }
 
 impl Percentiles {
+    pub(crate) fn p50_p99(&self) -> (f64, f64) {
+        (self.p50 as f64, self.p99 as f64)
+    }
+
     /// For times up to a minute, to three digits.
     pub(crate) fn histogram() -> Result<Histogram<u64>> {
         Ok(Histogram::new_with_bounds(1, 60_000_000, 3)?)

@@ -12,6 +12,20 @@ pub(crate) struct Spread {
     pub(crate) max: f64,
 }
 
+/// The usual time and the long one.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(crate) struct Quantiles {
+    pub(crate) p50: Spread,
+    pub(crate) p99: Spread,
+}
+
+impl FromIterator<(f64, f64)> for Quantiles {
+    fn from_iter<I: IntoIterator<Item = (f64, f64)>>(figures: I) -> Self {
+        let (p50, p99): (Vec<_>, Vec<_>) = figures.into_iter().unzip();
+        Self { p50: p50.into_iter().collect(), p99: p99.into_iter().collect() }
+    }
+}
+
 impl FromIterator<f64> for Spread {
     /// Of no figures: not a number.
     fn from_iter<I: IntoIterator<Item = f64>>(figures: I) -> Self {

@@ -154,17 +154,13 @@ impl<'a> Hand<'a> {
 
     /// Takes up whatever is there without waiting, until so much is settled that it is time to say so.
     fn take_what_is_ready(&mut self) -> Result<(), BrokerError> {
+        while let Ok(verdict) = self.settled.try_recv() {
+            self.judge(verdict);
+        }
         let enough = (self.prefetch / 2).max(1);
-        while self.acks.due() < enough {
-            if let Ok(verdict) = self.settled.try_recv() {
-                self.judge(verdict);
-            } else if self.fanout.is_some() {
-                break;
-            } else if let Some(delivered) = self.stream.ready()? {
-                self.take_up(delivered)?;
-            } else {
-                break;
-            }
+        while self.acks.due() < enough && self.fanout.is_none() {
+            let Some(delivered) = self.stream.ready()? else { break };
+            self.take_up(delivered)?;
         }
         Ok(())
     }

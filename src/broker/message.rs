@@ -1,13 +1,16 @@
 //! `Message`: one AMQP message as it came, opaque outside this folder, and what may be asked of it.
 
+mod properties;
 mod route;
 
 use std::hash::{Hash, Hasher};
+use std::sync::Arc;
 
 use lapin::BasicProperties;
 use lapin::message::Delivery;
-use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
+use lapin::types::{AMQPValue, FieldTable, LongString};
 
+pub(super) use self::properties::Properties;
 pub(super) use self::route::RouteMarks;
 use super::decode::Stamps;
 use crate::clock::{self, Moment};
@@ -90,6 +93,7 @@ impl From<Delivery> for Delivered {
     fn from(delivery: Delivery) -> Self {
         let Delivery { delivery_tag: tag, redelivered, routing_key, properties, data, .. } =
             delivery;
+        let (properties, routing_key) = (properties.into(), routing_key.as_str().into());
         Self { tag, redelivered, message: Message { body: data, properties, routing_key } }
     }
 }
@@ -98,8 +102,8 @@ impl From<Delivery> for Delivered {
 #[derive(Debug)]
 pub struct Message {
     pub(super) body: Vec<u8>,
-    pub(super) properties: BasicProperties,
-    pub(super) routing_key: ShortString,
+    pub(super) properties: Properties,
+    pub(super) routing_key: Arc<str>,
 }
 
 impl Message {
@@ -110,27 +114,27 @@ impl Message {
     pub(super) fn stamps(&self) -> Stamps<'_> {
         Stamps {
             timestamp_ms: self.header(TIMESTAMP_MS_HEADER).and_then(whole_number),
-            timestamp_s: *self.properties.timestamp(),
-            expiration: self.properties.expiration().as_ref().map(ShortString::as_str),
+            timestamp_s: self.properties.stamped(),
+            expiration: self.properties.ends_after(),
             has_id: self.message_id().is_some(),
         }
     }
 
     /// Bytes it keeps in memory, roughly.
     pub(crate) fn size(&self) -> usize {
-        self.body.len() + self.properties.headers().as_ref().map_or(0, table_size)
+        self.body.len() + self.properties.table().map_or(0, table_size)
     }
 
     /// Tells it from another message that has the same id.
     pub(crate) fn fingerprint(&self, hasher: &mut impl Hasher) {
         self.body.hash(hasher);
-        self.properties.timestamp().hash(hasher);
-        self.properties.correlation_id().as_ref().map(ShortString::as_str).hash(hasher);
+        self.properties.stamped().hash(hasher);
+        self.properties.correlated().hash(hasher);
     }
 
     /// The AMQP `message_id`.
     pub(crate) fn message_id(&self) -> Option<&str> {
-        self.properties.message_id().as_ref().map(ShortString::as_str)
+        self.properties.id()
     }
 
     /// What ties it to a trace, as W3C Trace Context writes it.
@@ -151,16 +155,14 @@ impl Message {
 
     /// Where the sender wants a receipt.
     pub(crate) fn reply_to(&self) -> Option<&str> {
-        let reply_to = self.properties.reply_to().as_ref().map(ShortString::as_str);
-        reply_to.filter(|name| !name.is_empty())
+        self.properties.answer_to().filter(|name| !name.is_empty())
     }
 
     /// The message's headers without those in `without` and those of the queue it came from; none at all if they are so large that the
     /// broker would refuse a frame with one header more.
     fn headers(&self, without: &[&str]) -> FieldTable {
         let mut headers = FieldTable::default();
-        let all =
-            self.properties.headers().as_ref().filter(|all| table_size(all) <= HEADERS_BYTES_MAX);
+        let all = self.properties.table().filter(|all| table_size(all) <= HEADERS_BYTES_MAX);
         for (name, value) in all.into_iter().flat_map(|all| all.inner()) {
             if !without.contains(&name.as_str()) && !OF_THE_QUEUE.contains(&name.as_str()) {
                 headers.insert(name.clone(), value.clone());
@@ -234,7 +236,7 @@ impl Message {
         let marks = ParkedMarks { until_ms: self.parked_until(), by: self.text(PARKED_BY_HEADER) };
         let ours =
             [OUTCOME_HEADER, REASON_HEADER, ADDRESS_HEADER, PARKED_UNTIL_HEADER, PARKED_BY_HEADER];
-        self.properties = self.with_headers(self.headers(&ours));
+        self.properties = self.with_headers(self.headers(&ours)).into();
         marks
     }
 
@@ -282,7 +284,7 @@ impl Message {
     }
 
     fn header(&self, name: &str) -> Option<&AMQPValue> {
-        self.properties.headers().as_ref()?.inner().get(name)
+        self.properties.table()?.inner().get(name)
     }
 
     fn text(&self, name: &str) -> Option<String> {
@@ -377,7 +379,7 @@ fn whole_number(value: &AMQPValue) -> Option<u64> {
 impl Message {
     /// A message that is nothing but its body.
     pub(crate) fn of_body(body: &[u8]) -> Self {
-        let (properties, routing_key) = (BasicProperties::default(), ShortString::default());
+        let (properties, routing_key) = (BasicProperties::default().into(), "".into());
         Self { body: body.to_vec(), properties, routing_key }
     }
 
@@ -391,6 +393,8 @@ impl Message {
 
 #[cfg(test)]
 mod tests {
+    use lapin::types::ShortString;
+
     use super::*;
 
     #[test]
@@ -398,7 +402,7 @@ mod tests {
         let original = message(&[("trace", 5)]);
         let properties = original.parked_properties(9_000, 500, "b1-7", "id7", None);
         assert_eq!(properties.expiration().as_ref().map(ShortString::as_str), Some("500"));
-        let mut parked = Message { properties, ..message(&[]) };
+        let mut parked = Message { properties: properties.into(), ..message(&[]) };
         assert_eq!(
             names(&parked.properties),
             ["trace", "x-outcome", "x-parked-by", "x-parked-until", "x-reason"]
@@ -423,7 +427,7 @@ mod tests {
             .with_correlation_id("c7".into())
             .with_expiration("500".into())
             .with_user_id("guest".into());
-        Message { body: Vec::new(), properties, routing_key: ShortString::default() }
+        Message { body: Vec::new(), properties: properties.into(), routing_key: "".into() }
     }
 
     fn names(properties: &BasicProperties) -> Vec<&str> {
@@ -445,7 +449,7 @@ mod tests {
         let member = Address::parse("p1").expect("an address");
         let first = message(&[("trace", 5), ("CC", 5)]);
         let parked = first.parked_properties(9_000, 500, "b1-7", "id7", Some(&member));
-        let mut expired = Message { properties: parked, ..message(&[]) };
+        let mut expired = Message { properties: parked.into(), ..message(&[]) };
         assert_eq!(expired.member().as_deref(), Some("p1"), "the broker passes it on as it is");
         let again = expired.properties_again("made", 5_432);
         assert_eq!(names(&again), ["timestamp_in_ms", "trace"]);
@@ -470,7 +474,7 @@ mod tests {
             let mut table = FieldTable::default();
             table.insert(TRACE_HEADER.into(), value);
             let properties = BasicProperties::default().with_headers(table);
-            Message { properties, ..message(&[]) }.trace().map(str::to_owned)
+            Message { properties: properties.into(), ..message(&[]) }.trace().map(str::to_owned)
         };
         let trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
         assert_eq!(of(long(trace)).as_deref(), Some(trace));

@@ -368,7 +368,7 @@ impl Publisher {
                 item.undelivered = true;
                 item.publications.push(Publication {
                     exchange: self.settings.mq.undelivered_exchange.as_str().into(),
-                    key: message.routing_key.clone(),
+                    key: (&*message.routing_key).into(),
                     properties: message.undelivered_properties(outcome, &reason, member.as_ref()),
                     body: message.body.as_slice().into(),
                     mandatory: true,

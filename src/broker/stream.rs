@@ -12,21 +12,22 @@ mod wire;
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io;
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 
-use amq_protocol::frame::{AMQPContentHeader, AMQPFrame};
+use amq_protocol::frame::AMQPFrame;
 use amq_protocol::protocol::basic::AMQPMethod as OfBasic;
-use amq_protocol::protocol::{AMQPClass, BasicProperties, basic, channel, connection};
+use amq_protocol::protocol::{AMQPClass, basic, channel, connection};
 use amq_protocol::types::{FieldTable, ShortString};
 use tokio::time::timeout;
 
 pub(super) use self::courier::{Courier, NUMBER_HEADER, Said};
-use self::frames::Frame;
+use self::frames::{Deliver, Frame, Header};
 use self::wire::Wire;
 use super::BrokerError;
 use super::acks::Ack;
 use super::connection::{self as link, CLOSE_TIMEOUT};
-use super::message::{Delivered, Message};
+use super::message::{Delivered, Message, Properties};
 use crate::settings::{Broker, Endpoint};
 
 /// The channel of what concerns the connection as a whole, and the only other one.
@@ -49,6 +50,8 @@ pub(super) struct Stream {
     source: Source,
     /// The name of the consumer that runs.
     tag: ShortString,
+    /// The routing key of the last delivery: they have it in common, nearly always.
+    key: Arc<str>,
     /// A delivery of which not all has come.
     partial: Option<Partial>,
     /// What came while something else was waited for.
@@ -57,14 +60,15 @@ pub(super) struct Stream {
 
 /// What a message comes with.
 enum Begun {
-    Delivery(basic::Deliver),
+    Delivery { tag: u64, redelivered: bool, routing_key: Arc<str> },
     Return,
 }
 
 /// A message of which not all has come.
 struct Partial {
     begun: Begun,
-    header: Option<AMQPContentHeader>,
+    /// The length of the body, and the properties.
+    header: Option<(u64, Properties)>,
     body: Vec<u8>,
 }
 
@@ -72,7 +76,7 @@ struct Partial {
 enum Came {
     Delivered(Delivered),
     /// The broker gives back what no queue takes.
-    Returned(BasicProperties),
+    Returned(Properties),
     Reply(AMQPClass),
 }
 
@@ -104,6 +108,7 @@ impl Stream {
             wire: Wire::new(socket.map_err(|(error, _)| error)?),
             source,
             tag: ShortString::default(),
+            key: Arc::default(),
             partial: None,
             early: VecDeque::new(),
         };
@@ -265,8 +270,12 @@ impl Stream {
     fn take_frames(&mut self) -> lapin::Result<Option<Came>> {
         while let Some(frame) = self.wire.next()? {
             match frame {
-                Frame::Method(_, AMQPClass::Basic(OfBasic::Deliver(deliver))) => {
-                    let begun = Begun::Delivery(deliver);
+                Frame::Deliver(Deliver { tag, redelivered, routing_key }) => {
+                    if *self.key != *routing_key {
+                        self.key = routing_key.into();
+                    }
+                    let routing_key = Arc::clone(&self.key);
+                    let begun = Begun::Delivery { tag, redelivered, routing_key };
                     self.partial = Some(Partial { begun, header: None, body: Vec::new() });
                 }
                 Frame::Method(_, AMQPClass::Basic(OfBasic::Return(_))) => {
@@ -277,13 +286,14 @@ impl Stream {
                     self.wire.refuse_end(channel, &method)?;
                     return Ok(Some(Came::Reply(method)));
                 }
-                Frame::Header(_, header) => {
+                Frame::Header(Header { body_size, properties }) => {
                     let partial = self.partial.as_mut().ok_or_else(out_of_place)?;
-                    let room = header.body_size.min(BODY_ROOM_MAX);
+                    let room = body_size.min(BODY_ROOM_MAX);
                     partial.body.reserve_exact(usize::try_from(room).unwrap_or_default());
-                    partial.header = Some(header);
+                    let properties = Properties::read(properties).ok_or_else(unreadable)?;
+                    partial.header = Some((body_size, properties));
                 }
-                Frame::Body(_, bytes) => {
+                Frame::Body(bytes) => {
                     let partial = self.partial.as_mut().ok_or_else(out_of_place)?;
                     partial.body.extend_from_slice(bytes);
                 }
@@ -300,18 +310,23 @@ impl Stream {
 impl Partial {
     fn is_whole(&self) -> bool {
         let header = self.header.as_ref();
-        header.is_some_and(|header| self.body.len() as u64 >= header.body_size)
+        header.is_some_and(|(body_size, _)| self.body.len() as u64 >= *body_size)
     }
 
     fn whole(self) -> lapin::Result<Came> {
         let Self { begun, header, body } = self;
-        let header = header.filter(|header| header.body_size == body.len() as u64);
-        let properties = header.ok_or_else(out_of_place)?.properties;
-        let Begun::Delivery(deliver) = begun else { return Ok(Came::Returned(properties)) };
-        let message = Message { body, properties, routing_key: deliver.routing_key };
-        let (tag, redelivered) = (deliver.delivery_tag, deliver.redelivered);
+        let header = header.filter(|(body_size, _)| *body_size == body.len() as u64);
+        let (_, properties) = header.ok_or_else(out_of_place)?;
+        let Begun::Delivery { tag, redelivered, routing_key } = begun else {
+            return Ok(Came::Returned(properties));
+        };
+        let message = Message { body, properties, routing_key };
         Ok(Came::Delivered(Delivered { tag, redelivered, message }))
     }
+}
+
+fn unreadable() -> lapin::Error {
+    io::Error::other("the broker sent properties that cannot be read").into()
 }
 
 fn out_of_place() -> lapin::Error {

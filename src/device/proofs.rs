@@ -36,10 +36,24 @@ pub(super) struct Proofs {
 enum Sent {
     /// Its message is settled.
     Settled(Arc<Facts>),
-    /// Its message is settled once it is acknowledged, or given up after the moment.
-    Open(Order, Option<Instant>),
+    /// Its message is settled once it is acknowledged, or given up after the moment. Boxed: most are settled, and
+    /// each has room for the largest.
+    Open(Box<Open>),
     /// It was given up, or proved otherwise.
     Past,
+}
+
+/// A command whose message is not settled.
+#[derive(Debug)]
+struct Open {
+    order: Order,
+    deadline: Option<Instant>,
+}
+
+impl Sent {
+    fn open(order: Order, deadline: Option<Instant>) -> Self {
+        Self::Open(Box::new(Open { order, deadline }))
+    }
 }
 
 /// What a session that ends leaves unproved.
@@ -81,13 +95,13 @@ impl Proofs {
                 None
             }
             Confirm::Received => {
-                self.tail.push(Sent::Open(order, Some(now + timeout)), weight);
+                self.tail.push(Sent::open(order, Some(now + timeout)), weight);
                 self.opened(Some(now + timeout));
                 None
             }
             // It stays in the broker until it has arrived, so that it keeps its place there.
             Confirm::Written if order.facts.origin.parked => {
-                self.tail.push(Sent::Open(order, None), weight);
+                self.tail.push(Sent::open(order, None), weight);
                 self.opened(None);
                 None
             }
@@ -140,7 +154,8 @@ impl Proofs {
             match sent {
                 Sent::Settled(facts) => Steps::take(&facts.steps.acknowledged_ms, at),
                 Sent::Past => {}
-                Sent::Open(order, _) => {
+                Sent::Open(open) => {
+                    let order = open.order;
                     Steps::take(&order.facts.steps.acknowledged_ms, at);
                     let outcome = match order.command().confirm {
                         Confirm::Received => Outcome::Received,
@@ -189,18 +204,18 @@ impl Proofs {
         let mut next = self.answers.as_ref().and_then(|answers| answers.deadline());
         for sent in self.tail.iter_mut() {
             match sent {
-                Sent::Open(_, Some(deadline)) if *deadline <= now => {
-                    if let Sent::Open(order, _) = std::mem::replace(sent, Sent::Past) {
+                Sent::Open(open) if open.deadline.is_some_and(|deadline| deadline <= now) => {
+                    if let Sent::Open(open) = std::mem::replace(sent, Sent::Past) {
                         let fate = Fate::new(
                             Outcome::Unanswered,
                             "the device's TCP stack did not acknowledge it in time",
                         );
-                        given_up.push((order, fate));
+                        given_up.push((open.order, fate));
                         self.open -= 1;
                     }
                 }
-                Sent::Open(_, Some(deadline)) => next = next.into_iter().chain([*deadline]).min(),
-                Sent::Open(_, None) | Sent::Settled(_) | Sent::Past => {}
+                Sent::Open(open) => next = next.into_iter().chain(open.deadline).min(),
+                Sent::Settled(_) | Sent::Past => {}
             }
         }
         self.deadline = next;
@@ -213,8 +228,8 @@ impl Proofs {
             other.facts.origin.id == order.facts.origin.id && !other.settlement.is_live()
         };
         let in_tail = self.tail.iter_mut().find_map(|sent| match sent {
-            Sent::Open(other, _) if repeats(other) => Some(other),
-            Sent::Open(..) | Sent::Settled(_) | Sent::Past => None,
+            Sent::Open(open) if repeats(&open.order) => Some(&mut open.order),
+            Sent::Open(_) | Sent::Settled(_) | Sent::Past => None,
         });
         let mut awaited = self.answers.iter_mut().flat_map(|answers| answers.iter_mut());
         let Some(other) = in_tail.or_else(|| awaited.find(|other| repeats(other))) else {
@@ -230,7 +245,7 @@ impl Proofs {
         self.deadline = None;
         let unproved = |sent| match sent {
             Sent::Settled(facts) => Some(Unproved::Settled(facts)),
-            Sent::Open(order, _) => Some(Unproved::Open(order)),
+            Sent::Open(open) => Some(Unproved::Open(open.order)),
             Sent::Past => None,
         };
         let tail = self.tail.take().filter_map(unproved);

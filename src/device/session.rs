@@ -29,8 +29,9 @@ use crate::protocol::Wire;
 use crate::settlement::Settlement;
 
 /// Commands written since the kernel was last asked what it knows to be acknowledged: asking costs
-/// as much as a small write, so it is done for some at a time.
-const ASK_EVERY: usize = 16;
+/// a third of a small write, so it is done for some at a time. Not for more: what is kept meanwhile is in no
+/// cache when it is forgotten, and the allocator takes back no more than seven of a size at once without a search.
+const ASK_EVERY: usize = 8;
 
 /// One device's connection.
 #[derive(Debug)]

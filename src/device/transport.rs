@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use rustls::pki_types::CertificateDer;
 use rustls::{ServerConfig, ServerConnection};
+use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tracing::debug;
@@ -107,10 +108,10 @@ impl Transport {
         mark: bool,
     ) -> io::Result<usize> {
         let Some(tls) = &mut self.tls else {
-            let bytes =
-                if mark { receipt::send_marked(stream, bytes) } else { stream.try_write(bytes) }?;
-            self.wire += bytes as u64;
-            return Ok(bytes);
+            let taken =
+                if mark { receipt::send_marked(stream, bytes) } else { send(stream, bytes) }?;
+            self.wire += taken as u64;
+            return Ok(taken);
         };
         tls.flush(stream)?;
         let record = bytes.get(..RECORD_MAX).unwrap_or(bytes);
@@ -165,6 +166,16 @@ impl Transport {
             tls.connection.send_close_notify();
             tls.encrypt(&mut self.wire).and_then(|()| tls.flush(stream)).ok();
         }
+    }
+}
+
+/// Writes as `try_write` does, but looks at what tokio knows of the socket only if it is full: of ten thousand
+/// sockets that is in no cache.
+fn send(stream: &TcpStream, bytes: &[u8]) -> io::Result<usize> {
+    match SockRef::from(stream).send(bytes) {
+        // Tokio has to learn of it, so that it can tell when there is room.
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => stream.try_write(bytes),
+        sent => sent,
     }
 }
 

@@ -86,10 +86,11 @@ impl Message {
             route: Route { hops, handed: is_so(ROUTE_HANDED_HEADER) },
         };
         let expiration = self.properties.expiration().clone();
-        self.properties = self.with_headers(self.headers(&ROUTE_HEADERS));
+        let mut properties = self.with_headers(self.headers(&ROUTE_HEADERS));
         if let Some(expiration) = expiration {
-            self.properties = self.properties.clone().with_expiration(expiration);
+            properties = properties.with_expiration(expiration);
         }
+        self.properties = properties.into();
         marks
     }
 

@@ -19,6 +19,7 @@ use tokio::time::timeout;
 use super::super::BrokerError;
 use super::super::connection as link;
 use super::super::publication::Publication;
+use super::frames::BASIC;
 use super::{CHANNEL, Came, Source, Stream, out_of_place};
 use crate::settings::{Broker, Endpoint};
 
@@ -29,8 +30,6 @@ const WAITING_MAX: usize = 256 * 1024;
 /// Publications and bindings the broker has not answered. A storm of connects is as fast with this many
 /// on their way as with more.
 const UNANSWERED_MAX: usize = 1024;
-/// AMQP's number of the class of messages.
-const BASIC: u16 = 60;
 
 /// What the broker said of what was handed to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

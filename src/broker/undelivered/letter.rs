@@ -141,7 +141,7 @@ mod tests {
         let original = Message::of_body(body.as_bytes());
         let properties =
             original.undelivered_properties(Outcome::Offline, &"away".into(), member.as_ref());
-        Message { properties, ..original }
+        Message { properties: properties.into(), ..original }
     }
 
     #[test]
@@ -168,7 +168,7 @@ mod tests {
         let key = Letter::key_of(&message);
         assert_eq!(key.len(), 2 * KEY_BYTES);
         let properties = message.counted_by_a_quorum_queue(3);
-        let counted = Message { properties, ..message };
+        let counted = Message { properties: properties.into(), ..message };
         assert_eq!(Letter::key_of(&counted), key);
         let other = undelivered(r#"{"address":"10.0.0.7","cmd":"ON"}"#, Some("p2"));
         assert_ne!(Letter::key_of(&other), key);
