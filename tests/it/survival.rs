@@ -73,7 +73,7 @@ fn whatever_is_killed_each_command_ends_once_and_presence_ends_in_the_truth() {
     println!("{confirmed} commands in {lasted:?}, {rate:.0} a second");
     for slot in &world.bridges {
         let bridge = slot.lock().expect("no panic with a bridge");
-        bridge.iter().for_each(|bridge| world.note_log(bridge));
+        bridge.iter().for_each(|bridge| world.note_log(bridge, false));
     }
     report(&world, size, settled.is_err());
 }

@@ -109,7 +109,7 @@ impl World<'_> {
             }
         }
         let took = began.elapsed();
-        self.note_log(&bridge);
+        self.note_log(&bridge, !orderly);
         let what = format!("{:?} {name}", planned.how);
         let number = self.begin(what, Some(name), orderly, at_ms);
         let devices = within(RECOVERY, "its devices are connected elsewhere", || {

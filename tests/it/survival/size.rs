@@ -22,7 +22,7 @@ pub(super) struct Size {
 
 impl Size {
     const SMALL: Self =
-        Self { devices: 600, never: 12, rate: 200, seconds: 20, park_one_in: 5, whim_ms: 30_000 };
+        Self { devices: 600, never: 12, rate: 200, seconds: 20, park_one_in: 50, whim_ms: 30_000 };
 
     /// For everything to come to its end when all is there again: with 30,000 devices on two cores minutes are needed.
     pub(super) fn settle(self) -> Duration {
@@ -43,7 +43,7 @@ impl Size {
             never: (devices / 50).min(100),
             rate,
             seconds: seconds as u64,
-            park_one_in: 5.max(rate / 40),
+            park_one_in: 50,
             // Some hundred whims a second, however many devices.
             whim_ms: 30_000.max(devices * 10),
         }

@@ -150,13 +150,13 @@ impl<'a> World<'a> {
         });
     }
 
-    /// What a bridge wrote that it should never write, and that its connections broke.
-    pub(super) fn note_log(&self, bridge: &Bridge) {
+    /// What a bridge wrote that it should never write, and that its connections broke. One whose end was cut short drops what it
+    /// had, which goes back to the queue.
+    pub(super) fn note_log(&self, bridge: &Bridge, cut_short: bool) {
         let log = bridge.log().text();
         let bad = |line: &&str| {
-            ["panicked", "must not happen", "dropped unsettled"]
-                .iter()
-                .any(|bad| line.contains(bad))
+            let forgot = line.contains("dropped unsettled") && !cut_short;
+            forgot || ["panicked", "must not happen"].iter().any(|bad| line.contains(bad))
         };
         let lines = log.lines().filter(bad).map(|line| format!("a bridge wrote {line}"));
         let mut account = self.account.lock().expect("the account");
