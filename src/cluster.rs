@@ -192,6 +192,11 @@ impl Cluster {
         None
     }
 
+    /// A bridge is gone: nothing goes to it directly any more, least of all what another one takes out of its inbox.
+    pub(crate) fn none_moved_to(&self, gone: &str) {
+        self.lock().moved.retain(|_, (to, _)| **to != *gone);
+    }
+
     /// The device is here.
     pub(crate) fn came_back(&self, address: &Address) {
         self.lock().moved.remove(address);
@@ -288,6 +293,7 @@ impl Cluster {
 
     /// The bindings of a bridge are gone: all others are to claim again what they claimed from it.
     pub(crate) fn left(&self, gone: &str) {
+        self.none_moved_to(gone);
         for other in self.others().into_iter().filter(|other| **other != *gone) {
             self.push(Work::Say(other, Control::Left { bridge: gone.to_owned() }));
         }

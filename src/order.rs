@@ -5,7 +5,7 @@
 //! those of every command whose bytes the device has not acknowledged yet, settled or not.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use tokio::time::Instant;
 
@@ -22,6 +22,13 @@ pub struct Facts {
     pub(crate) command: Command,
     pub(crate) origin: Origin,
     pub(crate) steps: Steps,
+}
+
+impl Facts {
+    /// Whether somebody may have tried it before: the broker says so, or it may have been passed on already.
+    pub(crate) fn may_be_repeated(&self) -> bool {
+        self.origin.redelivered || self.steps.may_be_elsewhere.load(Ordering::Relaxed)
+    }
 }
 
 /// Where a message came from. Messages that are no commands have this, too.
@@ -67,6 +74,8 @@ pub struct Steps {
     pub(crate) acknowledged_ms: AtomicU64,
     pub(crate) answered_ms: AtomicU64,
     pub(crate) passed_on_ms: AtomicU64,
+    /// Whether another bridge may have it: the connection was lost before the broker said so.
+    pub(crate) may_be_elsewhere: AtomicBool,
     pub(crate) concluded_ms: AtomicU64,
     /// One more than the index of the last outcome in `Outcome::ALL`.
     outcome: AtomicU64,

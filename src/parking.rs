@@ -396,6 +396,14 @@ impl Parking {
         }
     }
 
+    /// It was not heard for a while which devices are connected to other bridges: the same, of all that are not here.
+    pub(crate) fn all_left_to_others(&self) {
+        let addresses: Vec<Address> = self.lock().lots.keys().cloned().collect();
+        for address in addresses {
+            self.left_to_others(&address);
+        }
+    }
+
     /// Fetching for `address` has ended before the broker had nothing more. To be followed by
     /// `look_again`.
     pub(crate) fn interrupted(&self, address: &Address) {

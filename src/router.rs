@@ -133,7 +133,8 @@ impl Router {
         // A publisher that loses its connection may park a command twice, or park it while the broker
         // delivers it again; the copies do not say so.
         let may_be_a_copy = order.facts.origin.parked && order.command().once;
-        if !order.facts.origin.redelivered && !may_be_a_copy {
+        let may_be_repeated = order.facts.may_be_repeated();
+        if !may_be_repeated && !may_be_a_copy {
             return Continue(order);
         }
         match self.devices.reporter.recall(&order.facts) {
@@ -153,7 +154,7 @@ impl Router {
                     Err(order) => try_again(order),
                 }
             }
-            None if order.facts.origin.redelivered => try_again(order),
+            None if may_be_repeated => try_again(order),
             None => Continue(order),
         }
     }

@@ -208,14 +208,7 @@ impl<'a> Hand<'a> {
 
     async fn renew(&mut self) -> Result<(), BrokerError> {
         self.stream.cancel().await?;
-        // What the broker sent before it heard of the cancellation.
-        while let Some(delivered) = self.stream.ready()? {
-            self.take_up(delivered)?;
-            while self.fanout.is_some() {
-                self.fan_out();
-                tokio::task::yield_now().await;
-            }
-        }
+        self.take_up_early().await?;
         self.acknowledge()?;
         self.acks.start_consumer();
         self.stream.consume().await?;
@@ -223,11 +216,31 @@ impl<'a> Hand<'a> {
         Ok(())
     }
 
+    /// Takes up what the broker sent before it heard of the cancellation.
+    async fn take_up_early(&mut self) -> Result<(), BrokerError> {
+        while self.fanout.is_some() {
+            self.fan_out();
+            tokio::task::yield_now().await;
+        }
+        while let Some(delivered) = self.stream.ready()? {
+            self.take_up(delivered)?;
+            while self.fanout.is_some() {
+                self.fan_out();
+                tokio::task::yield_now().await;
+            }
+        }
+        Ok(())
+    }
+
     /// Takes no more, and waits for the fate of what is in hand. What came and was not taken up
-    /// goes back to the queue with the channel.
+    /// goes back to the queue with the channel; but to no inbox, which is deleted then.
     pub(super) async fn finish(mut self) -> Result<(), BrokerError> {
         self.stream.cancel().await?;
-        self.stream.forget_early();
+        if self.from_inbox {
+            self.take_up_early().await?;
+        } else {
+            self.stream.forget_early();
+        }
         while self.fanout.is_some() {
             self.fan_out();
             tokio::task::yield_now().await;

@@ -30,6 +30,7 @@ pub(super) fn hear(devices: &Devices, cluster: &Cluster, message: &Message) {
     }
     if let Control::Left { bridge } = &control {
         info!(bridge, "another bridge takes over from one that is gone");
+        cluster.none_moved_to(bridge);
         cluster.push(Work::ClaimAgain);
         return;
     }

@@ -80,6 +80,7 @@ impl Routes {
         let stream =
             Stream::open(&settings.mq, link.host(), &link::name(bridge, "inbox"), source).await?;
         let events = client::follow(link, settings, &followed::KEYS).await?;
+        self.intake.devices().parking.all_left_to_others();
         topology::open_inbox(link, settings, bridge).await?;
         let mut table = Table::new(&self.intake, &self.cluster, courier);
         self.cluster.was_away();

@@ -231,6 +231,13 @@ impl Registry {
         Some(unwritten)
     }
 
+    /// The epoch of the connection of `address` here, if that is later than one of `epoch` at another bridge.
+    pub(crate) fn later_than(&self, address: &Address, epoch: u64) -> Option<u64> {
+        let state = self.lock();
+        let held = state.sessions.get(address).filter(|held| !held.is_closed())?;
+        Some(held.epoch()).filter(|held| *held > epoch)
+    }
+
     fn give_up(&self, devices: &Devices, state: &mut State, session: &Session) -> VecDeque<Order> {
         let unwritten = session.supersede(devices);
         devices.lanes_changed(-i64::try_from(unwritten.len()).unwrap_or(i64::MAX));

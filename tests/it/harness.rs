@@ -62,4 +62,4 @@ pub(crate) use stall::{
 pub(crate) use stream::{Stream, line_of};
 pub(crate) use tls::{Authority, Certificate, TlsDevice, TlsFiles};
 pub(crate) use tokens::TokensFile;
-pub(crate) use wait::{eventually, within};
+pub(crate) use wait::{block_on, eventually, runtime, within};

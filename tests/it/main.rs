@@ -66,6 +66,7 @@ mod service;
 mod settings;
 mod silence;
 mod snapshot;
+mod survival;
 mod tap;
 mod tls;
 mod topology;

@@ -1,9 +1,12 @@
 //! What the other bridges tell everybody: which devices they have, and how high their epochs are.
 
+use std::sync::Arc;
+
 use futures_util::StreamExt;
 use serde::Deserialize;
 
 use super::super::BrokerError;
+use crate::cluster::control::Control;
 use crate::cluster::{Cluster, Work};
 use crate::command::Address;
 use crate::device::Devices;
@@ -66,6 +69,13 @@ fn take_up(body: &[u8], devices: &Devices, cluster: &Cluster) {
         return;
     }
     devices.parking.left_to_others(&address);
+    if let Some(epoch) = devices.registry.later_than(&address, event.epoch) {
+        // It was not told here yet when that bridge heard of it, if it did: then nobody else lets go of either.
+        let to = Arc::from(event.bridge);
+        let address = address.to_string();
+        cluster.push(Work::Say(to, Control::Later { address, epoch }));
+        return;
+    }
     // Two connections of a device that came to two bridges at once: both found it at none.
     for order in devices.registry.evict(devices, &address, event.epoch, false).unwrap_or_default() {
         cluster.push(Work::Command(order, None));

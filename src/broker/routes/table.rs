@@ -9,6 +9,7 @@ mod sought;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use lapin::BasicProperties;
@@ -63,6 +64,8 @@ enum Sent {
     Knock(Address),
     /// Whether this bridge is there.
     Asked(Arc<str>),
+    /// To the bridge that has this device by now, if one has.
+    Parked(Address),
     Said,
 }
 
@@ -92,8 +95,11 @@ impl Drop for Table<'_> {
         let mut sent: Vec<_> = self.sent.drain().collect();
         sent.sort_unstable_by_key(|(number, _)| *number);
         let sent = sent.into_iter().filter_map(|(_, sent)| match sent {
-            Sent::Command(order, to) => Some(Work::Command(order, to)),
-            Sent::Claim(_) | Sent::Knock(_) | Sent::Asked(_) | Sent::Said => None,
+            Sent::Command(order, to) => {
+                order.facts.steps.may_be_elsewhere.store(true, Ordering::Relaxed);
+                Some(Work::Command(order, to))
+            }
+            Sent::Claim(_) | Sent::Knock(_) | Sent::Asked(_) | Sent::Parked(_) | Sent::Said => None,
         });
         let waiting = self.entries.drain().flat_map(|(_, entry)| match entry {
             Entry::Ending { waiting, .. } => waiting,
@@ -194,6 +200,12 @@ impl<'a> Table<'a> {
                     Some(Sent::Command(order, _)) => self.passed_on(order),
                     Some(Sent::Asked(bridge)) => self.cluster.is_there(&bridge),
                     Some(Sent::Knock(address)) => self.devices().parking.found(&address),
+                    // It may have said so before this was parked.
+                    Some(Sent::Parked(address)) => {
+                        if !self.is_here(&address) {
+                            self.devices().parking.left_to_others(&address);
+                        }
+                    }
                     Some(Sent::Claim(_) | Sent::Said) | None => {}
                 }
                 Ok(())
@@ -209,7 +221,7 @@ impl<'a> Table<'a> {
                     self.cluster.is_missing(&bridge);
                     Ok(())
                 }
-                Some(Sent::Said) | None => Ok(()),
+                Some(Sent::Parked(_) | Sent::Said) | None => Ok(()),
             },
             Said::Refused(_) => Err(BrokerError::Topology {
                 object: format!("exchange `{}`", self.shared()),
@@ -239,7 +251,8 @@ impl<'a> Table<'a> {
             Work::Parked(address) => {
                 let control = Control::Parked { address: address.to_string() };
                 let (exchange, key) = (self.shared().into(), address.to_string().into());
-                self.publish(control_message(exchange, key, &control, false), Sent::Said)
+                let message = control_message(exchange, key, &control, true);
+                self.publish(message, Sent::Parked(address))
             }
             Work::Seek(address) => self.knock(address),
         }
@@ -359,7 +372,7 @@ impl<'a> Table<'a> {
         let marks = RouteMarks {
             address: Some(address.clone()),
             until_ms: Some(now.wall_ms.saturating_add(left_ms)),
-            redelivered: facts.origin.redelivered,
+            redelivered: facts.may_be_repeated(),
             route: Route { hops, handed: to.is_some() },
         };
         let message = &facts.origin.message;

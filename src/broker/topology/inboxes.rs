@@ -145,7 +145,8 @@ pub(in super::super) async fn inbox_depth(
     }
 }
 
-/// Deletes a bridge's inbox, which is empty.
+/// Deletes a bridge's inbox if it is empty. What has come there since that was seen stays, and goes back to the command queue
+/// after `INBOX_TTL`.
 pub(in super::super) async fn delete_inbox(
     link: &Link,
     settings: &Settings,
@@ -154,6 +155,9 @@ pub(in super::super) async fn delete_inbox(
     let mq = &settings.mq;
     // A quorum queue cannot be asked to look for itself.
     let if_empty = mq.queue_type == QueueType::Classic;
+    if !if_empty && inbox_depth(link, settings, bridge).await?.is_some_and(|depth| depth > 0) {
+        return Ok(());
+    }
     let options = QueueDeleteOptions { if_unused: false, if_empty, nowait: false };
     let deleted =
         link.channel().await?.queue_delete(mq.inbox(bridge).as_str().into(), options).await;

@@ -39,12 +39,17 @@ impl Amqp {
         })
     }
 
-    pub(super) async fn open(port: u16) -> lapin::Result<Self> {
+    pub(crate) async fn open(port: u16) -> lapin::Result<Self> {
         let uri = format!("amqp://guest:guest@127.0.0.1:{port}/%2f").parse().expect("an AMQP URI");
         let connection = Connection::connect_uri(uri, ConnectionProperties::default()).await?;
         let channel = connection.create_channel().await?;
         channel.confirm_select(ConfirmSelectOptions { nowait: false }).await?;
         Ok(Self { connection, channel })
+    }
+
+    /// A channel of one's own.
+    pub(crate) async fn channel(&self) -> lapin::Result<Channel> {
+        self.connection.create_channel().await
     }
 
     /// Publishes and waits until the broker has taken the message over.
@@ -90,7 +95,7 @@ impl Amqp {
     }
 
     /// Begins to publish: mandatory, and the confirm is still to come.
-    pub(super) async fn begin(
+    pub(crate) async fn begin(
         &self,
         exchange: &str,
         key: &str,

@@ -52,9 +52,7 @@ impl Cluster {
                 scope.spawn(|| node.start());
             }
         });
-        for node in &self.nodes {
-            node.ctl(&["await_online_nodes", &NODES.to_string(), "--timeout", WAIT]);
-        }
+        self.nodes.iter().for_each(|node| self.await_all(node));
     }
 
     /// Where all of it is, for `MQ_HOST`.
@@ -64,6 +62,16 @@ impl Cluster {
 
     pub(crate) fn ports(&self) -> Vec<u16> {
         self.nodes.iter().map(|node| node.port()).collect()
+    }
+
+    pub(crate) fn nodes(&self) -> &[Arc<Broker>] {
+        &self.nodes
+    }
+
+    /// Waits until all nodes know each other, as one of them says.
+    #[track_caller]
+    pub(crate) fn await_all(&self, node: &Broker) {
+        node.ctl(&["await_online_nodes", &NODES.to_string(), "--timeout", WAIT]);
     }
 
     /// A scene whose client is on one of the nodes.

@@ -9,8 +9,9 @@ use std::thread::JoinHandle;
 
 use super::{eventually, reaper, signal};
 
-/// The binary under test.
+/// The binary under test, unless the environment names another one.
 const RABBITLINE: &str = env!("CARGO_BIN_EXE_rabbitline");
+const ENVIRONMENT: &str = "RABBITLINE_PROGRAM";
 
 /// A running (or ended) child; killed with its process group when dropped.
 pub(crate) struct Program {
@@ -29,10 +30,14 @@ pub(crate) struct Finished {
     pub(crate) stderr: String,
 }
 
+fn rabbitline() -> OsString {
+    std::env::var_os(ENVIRONMENT).unwrap_or_else(|| RABBITLINE.into())
+}
+
 impl Program {
     /// Starts `rabbitline ARGS`.
     pub(crate) fn rabbitline(args: &[&str], env: &[(OsString, OsString)]) -> Self {
-        let mut command = Command::new(RABBITLINE);
+        let mut command = Command::new(rabbitline());
         command.args(args);
         Self::spawn(&format!("rabbitline {}", args.join(" ")), command, env)
     }
@@ -40,7 +45,7 @@ impl Program {
     /// Starts `rabbitline ARGS`, which finds `text` on its standard input.
     pub(crate) fn rabbitline_reading(text: &str, args: &[&str]) -> Self {
         let mut command = Command::new("/bin/sh");
-        command.args(["-c", "printf %s \"$0\" | \"$@\"", text, RABBITLINE]).args(args);
+        command.args(["-c", "printf %s \"$0\" | \"$@\"", text]).arg(rabbitline()).args(args);
         Self::spawn(&format!("rabbitline {}", args.join(" ")), command, &[])
     }
 
@@ -51,8 +56,8 @@ impl Program {
         env: &[(OsString, OsString)],
     ) -> Self {
         let mut command = Command::new("/bin/sh");
-        command.args(["-c", &format!("ulimit -n {files} && exec \"$0\" \"$@\""), RABBITLINE]);
-        command.args(args);
+        command.args(["-c", &format!("ulimit -n {files} && exec \"$0\" \"$@\"")]);
+        command.arg(rabbitline()).args(args);
         Self::spawn("rabbitline with few descriptors", command, env)
     }
 
