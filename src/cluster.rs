@@ -284,6 +284,7 @@ impl Cluster {
     /// Whether the others are there is not known any more: this bridge itself was not.
     pub(crate) fn was_away(&self) {
         self.bridges().reset();
+        self.missed_some();
     }
 
     /// A bridge that has been missing for so long, to be taken over from.

@@ -34,11 +34,11 @@ pub(super) fn hear(devices: &Devices, cluster: &Cluster, message: &Message) {
         cluster.push(Work::ClaimAgain);
         return;
     }
-    if let Control::Moving { bridge, devices: ended, within_ms } = &control {
+    if let Control::Moving { bridge, devices: ended, within_ms, turn } = &control {
         // Those that come here are later.
         let latest = ended.iter().map(|ended| ended.epoch).max();
         devices.registry.heard(latest.unwrap_or_default());
-        let count = cluster.hold(ended, Duration::from_millis(*within_ms));
+        let count = cluster.hold(ended, Duration::from_millis(*within_ms), *turn);
         let own = cluster.bridge.to_string();
         cluster.push(Work::Say(bridge.as_str().into(), Control::Held { bridge: own, count }));
         return;

@@ -30,8 +30,8 @@ pub(crate) enum Control {
     /// To one that was not known: this one is there, too, and has given out epochs up to this.
     Here { bridge: String, epoch: u64 },
     /// The bridge ends: whoever hears this holds its devices, and tells that those are offline of which nothing
-    /// else is told for so long.
-    Moving { bridge: String, devices: Vec<Ended>, within_ms: u64 },
+    /// else is told for so long, after so many other bridges have had their turn.
+    Moving { bridge: String, devices: Vec<Ended>, within_ms: u64, turn: u32 },
     /// To one that ends: the bridge holds so many of those devices.
     Held { bridge: String, count: usize },
     /// Whether the bridge is there: if it is not, this comes back.
@@ -73,7 +73,12 @@ mod tests {
             Control::Emptied { address: address.clone(), to: bridge, epoch: 7 },
             Control::Left { bridge: "b2".to_owned() },
             Control::Here { bridge: "b2".to_owned(), epoch: 9 },
-            Control::Moving { bridge: "b2".to_owned(), devices: vec![ended], within_ms: 30_000 },
+            Control::Moving {
+                bridge: "b2".to_owned(),
+                devices: vec![ended],
+                within_ms: 30_000,
+                turn: 1,
+            },
             Control::Held { bridge: "b2".to_owned(), count: 1 },
             Control::Alive,
             Control::Knock,

@@ -20,6 +20,12 @@ const DEVICES_A_MESSAGE: usize = 500;
 /// longer than an event takes from one to the other.
 const TELL_LATER: Duration = Duration::from_secs(2);
 
+/// Bridges that tell one after the other; beyond it they tell together.
+const TURNS_MAX: u32 = 10;
+
+/// How much longer a device is held which a bridge seems to have, and which is not told as online yet.
+const ONCE_MORE: Duration = Duration::from_secs(1);
+
 /// Who holds the devices of this bridge, which ends.
 #[derive(Debug, Default)]
 pub(super) struct Heirs {
@@ -42,12 +48,12 @@ impl Cluster {
         let others = self.bridges().present();
         for (turn, other) in (0u32..).zip(&others) {
             for (list, within) in &lists {
-                let within = *within + TELL_LATER * turn;
                 for devices in list.chunks(DEVICES_A_MESSAGE) {
                     let control = Control::Moving {
                         bridge: self.bridge.to_string(),
                         devices: devices.to_vec(),
                         within_ms: u64::try_from(within.as_millis()).unwrap_or(u64::MAX),
+                        turn,
                     };
                     self.push(Work::Say(Arc::clone(other), control));
                 }
@@ -82,14 +88,15 @@ impl Cluster {
         self.heirs().heir.take_if(|heir| **heir == *bridge);
     }
 
-    /// Holds devices of a bridge that ends; how many.
-    pub(crate) fn hold(&self, devices: &[Ended], within: Duration) -> usize {
+    /// Holds devices of a bridge that ends; how many. So many bridges tell of them before this one.
+    pub(crate) fn hold(&self, devices: &[Ended], within: Duration, turn: u32) -> usize {
         if self.leaving.load(Ordering::Relaxed) {
             return 0;
         }
-        let until = Instant::now() + within;
+        let turn = TELL_LATER.saturating_mul(turn.min(TURNS_MAX));
+        let until = Instant::now() + within + turn;
         let mut moving = self.moving();
-        let count = devices.iter().filter(|ended| moving.hold(ended, until)).count();
+        let count = devices.iter().filter(|ended| moving.hold(ended, until, turn)).count();
         self.metrics.moving(moving.count());
         count
     }
@@ -117,10 +124,22 @@ impl Cluster {
         waiting.into_iter().for_each(|order| self.push(Work::Command(order, None)));
     }
 
-    /// Devices that have not come back in time, and commands that have waited for too long.
-    pub(crate) fn overdue(&self, now: Instant) -> (Vec<Overdue>, Vec<Order>) {
+    /// Holds a device for a little longer that has not come back in time.
+    pub(crate) fn hold_on(&self, overdue: Overdue) {
         let mut moving = self.moving();
-        let found = (moving.overdue(now), moving.unwanted(now));
+        moving.hold_on(overdue, Instant::now() + ONCE_MORE);
+        self.metrics.moving(moving.count());
+    }
+
+    /// This bridge has not heard for some time what others tell: devices may have come back.
+    pub(super) fn missed_some(&self) {
+        self.moving().postpone(Instant::now() + ONCE_MORE);
+    }
+
+    /// Devices that have not come back in time, at most `max`, and commands that have waited for too long.
+    pub(crate) fn overdue(&self, now: Instant, max: usize) -> (Vec<Overdue>, Vec<Order>) {
+        let mut moving = self.moving();
+        let found = (moving.overdue(now, max), moving.unwanted(now));
         self.metrics.moving(moving.count());
         found
     }

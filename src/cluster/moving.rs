@@ -35,6 +35,8 @@ struct Held {
     epoch: u64,
     peer: SocketAddr,
     until: Instant,
+    /// How much later than others this bridge tells of it.
+    turn: Duration,
     waiting: VecDeque<Order>,
 }
 
@@ -44,23 +46,42 @@ pub(crate) struct Overdue {
     pub(crate) address: Address,
     pub(crate) epoch: u64,
     pub(crate) peer: SocketAddr,
+    turn: Duration,
     pub(crate) waiting: VecDeque<Order>,
 }
 
 impl Moving {
-    /// Holds a device until it is told that it is back, or `until`. False if there is no room, or it is none.
-    pub(super) fn hold(&mut self, ended: &Ended, until: Instant) -> bool {
+    /// Holds a device until it is told that it is back, or `until`, which is by `turn` later than elsewhere. False if
+    /// there is no room, or it is none.
+    pub(super) fn hold(&mut self, ended: &Ended, until: Instant, turn: Duration) -> bool {
         let Ok(address) = Address::parse(&ended.address) else { return false };
         if self.held.len() >= MOVING_MAX && !self.held.contains_key(&address) {
             return false;
         }
         let (epoch, peer) = (ended.epoch, ended.peer);
         let waiting = VecDeque::new();
-        let held = self.held.entry(address).or_insert(Held { epoch, peer, until, waiting });
+        let held = self.held.entry(address);
+        let held = held.or_insert(Held { epoch, peer, until, turn, waiting });
         if held.epoch < epoch {
-            (held.epoch, held.peer, held.until) = (epoch, peer, until);
+            (held.epoch, held.peer, held.until, held.turn) = (epoch, peer, until, turn);
         }
         true
+    }
+
+    /// Holds one for longer that was overdue.
+    pub(super) fn hold_on(&mut self, overdue: Overdue, until: Instant) {
+        let Overdue { address, epoch, peer, turn, mut waiting } = overdue;
+        let new = Held { epoch, peer, until, turn, waiting: VecDeque::new() };
+        let held = self.held.entry(address).or_insert(new);
+        waiting.append(&mut held.waiting);
+        held.waiting = waiting;
+    }
+
+    /// What was told meanwhile was not heard: none is overdue before `from`, nor before its turn.
+    pub(super) fn postpone(&mut self, from: Instant) {
+        for held in self.held.values_mut() {
+            held.until = held.until.max(from + held.turn);
+        }
     }
 
     pub(super) fn count(&self) -> usize {
@@ -93,9 +114,9 @@ impl Moving {
         self.held.remove(address).map(|held| held.waiting).unwrap_or_default()
     }
 
-    /// Those whose time is over; no longer held.
-    pub(super) fn overdue(&mut self, now: Instant) -> Vec<Overdue> {
-        let over = self.held.extract_if(|_, held| held.until <= now);
+    /// Some of those whose time is over, at most `max`; no longer held.
+    pub(super) fn overdue(&mut self, now: Instant, max: usize) -> Vec<Overdue> {
+        let over = self.held.extract_if(|_, held| held.until <= now).take(max);
         over.map(|(address, held)| overdue(address, held)).collect()
     }
 
@@ -121,8 +142,8 @@ impl Moving {
 }
 
 fn overdue(address: Address, held: Held) -> Overdue {
-    let Held { epoch, peer, waiting, .. } = held;
-    Overdue { address, epoch, peer, waiting }
+    let Held { epoch, peer, turn, waiting, .. } = held;
+    Overdue { address, epoch, peer, turn, waiting }
 }
 
 #[cfg(test)]
@@ -141,7 +162,7 @@ mod tests {
     }
 
     fn overdue(moving: &mut Moving, now: Instant) -> Vec<(String, u64)> {
-        let overdue = moving.overdue(now);
+        let overdue = moving.overdue(now, usize::MAX);
         overdue.iter().map(|it| (it.address.to_string(), it.epoch)).collect()
     }
 
@@ -149,7 +170,7 @@ mod tests {
     fn one_that_does_not_come_back_is_overdue_once() {
         let now = Instant::now();
         let mut moving = Moving::default();
-        assert!(moving.hold(&ended("10.0.0.7", 5), now + WITHIN));
+        assert!(moving.hold(&ended("10.0.0.7", 5), now + WITHIN, Duration::ZERO));
         assert!(overdue(&mut moving, now).is_empty());
         assert_eq!(overdue(&mut moving, now + WITHIN), [("10.0.0.7".to_owned(), 5)]);
         assert!(overdue(&mut moving, now + WITHIN).is_empty());
@@ -167,8 +188,8 @@ mod tests {
         ] {
             let now = Instant::now();
             let mut moving = Moving::default();
-            moving.hold(&ended("10.0.0.7", 5), now + WITHIN);
-            moving.hold(&ended("10.0.0.8", 5), now + WITHIN);
+            moving.hold(&ended("10.0.0.7", 5), now + WITHIN, Duration::ZERO);
+            moving.hold(&ended("10.0.0.8", 5), now + WITHIN, Duration::ZERO);
             moving.told(&device("10.0.0.7"), epoch, online);
             let mut left: Vec<_> = overdue(&mut moving, now + WITHIN)
                 .into_iter()
@@ -184,13 +205,31 @@ mod tests {
     fn of_two_connections_the_later_counts() {
         let now = Instant::now();
         let mut moving = Moving::default();
-        moving.hold(&ended("10.0.0.7", 5), now + WITHIN);
-        moving.hold(&ended("10.0.0.7", 7), now + 2 * WITHIN);
-        moving.hold(&ended("10.0.0.7", 6), now);
+        moving.hold(&ended("10.0.0.7", 5), now + WITHIN, Duration::ZERO);
+        moving.hold(&ended("10.0.0.7", 7), now + 2 * WITHIN, Duration::ZERO);
+        moving.hold(&ended("10.0.0.7", 6), now, Duration::ZERO);
         assert!(overdue(&mut moving, now + WITHIN).is_empty());
         let (all, left) = moving.give_up(now);
         assert_eq!((all.len(), all[0].epoch, left), (1, 7, 2 * WITHIN));
         assert_eq!(moving.count(), 0);
+    }
+
+    #[test]
+    fn one_that_may_have_come_unheard_is_held_for_longer_and_each_bridge_has_its_turn() {
+        const TURN: Duration = Duration::from_secs(2);
+        let now = Instant::now();
+        let mut moving = Moving::default();
+        moving.hold(&ended("10.0.0.7", 5), now, TURN);
+        let due = moving.overdue(now, 1).pop().expect("it is overdue");
+        assert_eq!(moving.overdue(now, 1).len(), 0);
+        moving.hold_on(due, now);
+        moving.postpone(now);
+        assert!(overdue(&mut moving, now).is_empty());
+        assert_eq!(overdue(&mut moving, now + TURN), [("10.0.0.7".to_owned(), 5)]);
+        for address in ["10.0.0.7", "10.0.0.8"] {
+            moving.hold(&ended(address, 5), now, TURN);
+        }
+        assert_eq!((moving.overdue(now, 1).len(), moving.count()), (1, 1));
     }
 
     #[test]
@@ -199,10 +238,10 @@ mod tests {
         let mut moving = Moving::default();
         let address = |index: u32| std::net::Ipv4Addr::from_bits(0x0a00_0000 + index).to_string();
         for index in 0..u32::try_from(MOVING_MAX).expect("fits") {
-            assert!(moving.hold(&ended(&address(index), 1), now));
+            assert!(moving.hold(&ended(&address(index), 1), now, Duration::ZERO));
         }
-        assert!(!moving.hold(&ended("11.0.0.1", 1), now));
-        assert!(moving.hold(&ended(&address(0), 2), now), "it is held already");
-        assert!(!Moving::default().hold(&ended("", 1), now));
+        assert!(!moving.hold(&ended("11.0.0.1", 1), now, Duration::ZERO));
+        assert!(moving.hold(&ended(&address(0), 2), now, Duration::ZERO), "it is held already");
+        assert!(!Moving::default().hold(&ended("", 1), now, Duration::ZERO));
     }
 }

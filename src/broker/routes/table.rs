@@ -24,7 +24,7 @@ use super::super::publication::Publication;
 use super::super::stream::{Courier, Said};
 use crate::clock::Moment;
 use crate::cluster::control::{self, Control};
-use crate::cluster::{Cluster, Work};
+use crate::cluster::{Cluster, Overdue, Work};
 use crate::command::{Address, Outcome};
 use crate::device::Devices;
 use crate::fate::Fate;
@@ -62,6 +62,8 @@ enum Sent {
     Claim(Address),
     /// To the queue in which commands for this device are parked, if there is one.
     Knock(Address),
+    /// Whether another bridge has a device that has not come back in time.
+    Overdue(Overdue),
     /// Whether this bridge is there.
     Asked(Arc<str>),
     /// To the bridge that has this device by now, if one has.
@@ -87,6 +89,8 @@ pub(super) struct Table<'a> {
     fetching: Vec<Address>,
     /// When the other bridges were asked last whether they are there.
     asked: Instant,
+    /// Whether devices may be held here that have not come back in time.
+    more_overdue: bool,
 }
 
 impl Drop for Table<'_> {
@@ -98,6 +102,10 @@ impl Drop for Table<'_> {
             Sent::Command(order, to) => {
                 order.facts.steps.may_be_elsewhere.store(true, Ordering::Relaxed);
                 Some(Work::Command(order, to))
+            }
+            Sent::Overdue(overdue) => {
+                self.cluster.hold_on(overdue);
+                None
             }
             Sent::Claim(_) | Sent::Knock(_) | Sent::Asked(_) | Sent::Parked(_) | Sent::Said => None,
         });
@@ -124,6 +132,7 @@ impl<'a> Table<'a> {
             pending: 0,
             fetching: Vec::new(),
             asked: Instant::now(),
+            more_overdue: false,
         }
     }
 
@@ -165,9 +174,12 @@ impl<'a> Table<'a> {
                 self.claim(address)?;
             }
         }
+        if self.more_overdue && self.courier.has_room() {
+            self.more_overdue = self.look_at_moving(now)?;
+        }
         if self.asked + ASK_EVERY <= now && self.courier.has_room() {
             self.asked = now;
-            self.look_at_moving(now);
+            self.more_overdue = true;
             for bridge in self.cluster.others() {
                 let key = self.intake.settings.mq.alive_queue(&bridge).into();
                 // It vanishes in that queue.
@@ -206,6 +218,8 @@ impl<'a> Table<'a> {
                             self.devices().parking.left_to_others(&address);
                         }
                     }
+                    // Who has it says that it is later; else its bridge has just ended, too.
+                    Some(Sent::Overdue(overdue)) => self.cluster.hold_on(overdue),
                     Some(Sent::Claim(_) | Sent::Said) | None => {}
                 }
                 Ok(())
@@ -213,6 +227,10 @@ impl<'a> Table<'a> {
             Said::Returned(number) => match self.sent.remove(&number) {
                 Some(Sent::Command(order, to)) => self.came_back(order, to),
                 Some(Sent::Claim(address)) => self.nobody_has(address),
+                Some(Sent::Overdue(overdue)) => {
+                    self.stayed_away(overdue);
+                    Ok(())
+                }
                 Some(Sent::Knock(address)) => {
                     self.nothing_parked(&address);
                     Ok(())

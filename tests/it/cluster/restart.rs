@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use serde_json::{Value, json};
 
 use super::{outcomes, setup, until_online};
-use crate::harness::{Bridge, Device, Inbox, Scene, command, reply_to};
+use crate::harness::{Bridge, Device, Inbox, Scene, command, persistent, reply_to};
 
 /// Far longer than a device here takes to come back.
 const LONG: &str = "10m";
@@ -188,4 +188,30 @@ fn a_bridge_that_is_alone_or_told_to_hold_nothing_tells_itself() {
         let said = (&event["address"], &event["online"], &event["bridge"]);
         assert_eq!(said, (&json!(address), &json!(false), &json!(name)));
     }
+}
+
+#[test]
+fn one_that_is_at_a_bridge_which_was_not_heard_is_not_told_as_offline() {
+    let scene = Scene::new("cluster-unheard");
+    let presence = scene.presence();
+    let (first, second) = (start(&scene, "a", "1s"), start(&scene, "b", "1s"));
+    until_acquainted(&[&first, &second]);
+    let device = first.device("127.0.0.10");
+    let online = until_online(&presence, "127.0.0.10", "a");
+    // As a bridge has it that was not heard.
+    let elsewhere = scene.amqp.subscribe(&scene.routes(), "127.0.0.10");
+    assert_eq!(first.terminate().code, Some(0));
+    drop(device);
+
+    let claim = elsewhere.next().json();
+    assert_eq!((&claim["says"], &claim["bridge"]), (&json!("claim"), &json!("b")), "{claim}");
+    assert_eq!(claim["epoch"], online["epoch"]);
+    let later = online["epoch"].as_u64().expect("an epoch") + 1;
+    let answer = json!({"says": "later", "address": "127.0.0.10", "epoch": later}).to_string();
+    let properties = persistent().with_type("rabbitline.cluster".into());
+    scene.amqp.publish("", &format!("{}.b", scene.routes()), answer.as_bytes(), properties);
+
+    second.until_metric("rabbitline_route_moving", |held| held == 0.0);
+    let told = told(&presence, &[&second]);
+    assert!(told.is_empty(), "{told:?}");
 }

@@ -7,6 +7,7 @@ use lapin::types::ShortString;
 use tokio::time::Instant;
 
 use super::super::super::BrokerError;
+use super::super::super::publication::Publication;
 use super::{CLAIM_AGAIN, Entry, Sent, Table, control_message};
 use crate::cluster::Work;
 use crate::cluster::control::Control;
@@ -17,18 +18,21 @@ impl Table<'_> {
     pub(super) fn claim(&mut self, address: Address) -> Result<(), BrokerError> {
         let Some(session) = self.devices().registry.find(&address) else { return Ok(()) };
         self.claims.push_back((Instant::now() + CLAIM_AGAIN, address.clone()));
-        let control = Control::Claim {
-            address: address.to_string(),
-            bridge: self.cluster.bridge.to_string(),
-            epoch: session.epoch(),
-        };
+        let claim = self.claim_for(&address, session.epoch());
+        self.publish(claim, Sent::Claim(address))
+    }
+
+    /// That this bridge claims a device, for a connection of this epoch.
+    pub(super) fn claim_for(&self, address: &Address, epoch: u64) -> Publication {
+        let bridge = self.cluster.bridge.to_string();
+        let control = Control::Claim { address: address.to_string(), bridge, epoch };
         let (exchange, key) = (self.shared().into(), address.to_string().into());
         let mut message = control_message(exchange, key, &control, true);
         // It is made again then. The broker gives what has expired to whoever takes commands off the queue,
         // who learns from it that nobody reads that inbox.
         let expiration = CLAIM_AGAIN.as_millis().to_string();
         message.properties = message.properties.with_expiration(expiration.into());
-        self.publish(message, Sent::Claim(address))
+        message
     }
 
     /// No bridge has a device that this one claims.
@@ -113,6 +117,7 @@ impl Table<'_> {
             // A binding that an earlier claim has left behind brought it back here.
             Control::Claim { .. } => self.nobody_has(address),
             Control::Later { epoch, .. } => {
+                self.cluster.told(&address, epoch, true);
                 let left = devices.registry.evict(devices, &address, epoch, true);
                 for order in left.unwrap_or_default() {
                     self.cluster.push(Work::Command(order, None));

@@ -1,37 +1,53 @@
 //! Devices whose bridge has ended: what becomes of those that do not come back in time.
+//!
+//! Before one is told as offline it is claimed: this bridge may not have heard that another has it.
 
 use tokio::time::Instant;
 
-use super::Table;
-use crate::cluster::{Ended, Overdue, Work};
+use super::super::super::BrokerError;
+use super::{Sent, Table};
+use crate::cluster::{Overdue, Work};
 use crate::command::Outcome;
 use crate::fate::Fate;
 
-/// How much longer a device is held that has connected here and is not told as online yet.
-const ONCE_MORE: std::time::Duration = std::time::Duration::from_secs(1);
+/// Devices that are claimed between two looks: half of what may be unanswered at a time.
+const OVERDUE_AT_ONCE: usize = 512;
 
 impl Table<'_> {
-    /// Tells that those are offline which have not come back in time, and what that means for commands.
-    pub(super) fn look_at_moving(&self, now: Instant) {
-        let (overdue, unwanted) = self.cluster.overdue(now);
-        let devices = self.devices();
+    /// Claims those that have not come back in time; true if there may be more.
+    pub(super) fn look_at_moving(&mut self, now: Instant) -> Result<bool, BrokerError> {
+        let (overdue, unwanted) = self.cluster.overdue(now, OVERDUE_AT_ONCE);
         // It is looked at there why they are not wanted.
         unwanted.into_iter().for_each(|order| self.cluster.push(Work::Command(order, None)));
-        for Overdue { address, epoch, peer, waiting } in overdue {
-            if let Some(session) = devices.registry.find(&address) {
-                if !session.is_announced() {
-                    let ended = Ended { address: address.to_string(), epoch, peer };
-                    self.cluster.hold(&[ended], ONCE_MORE);
+        let is_full = overdue.len() == OVERDUE_AT_ONCE;
+        for overdue in overdue {
+            match self.devices().registry.find(&overdue.address) {
+                // It is told as online soon, or has been.
+                Some(session) if session.is_announced() => self.go_on(overdue),
+                Some(_) => self.cluster.hold_on(overdue),
+                None => {
+                    let claim = self.claim_for(&overdue.address, overdue.epoch);
+                    self.publish(claim, Sent::Overdue(overdue))?;
                 }
-                waiting.into_iter().for_each(|order| self.cluster.push(Work::Command(order, None)));
-                continue;
-            }
-            devices.registry.tell_gone(&address, epoch, peer);
-            for order in waiting {
-                let reason =
-                    "the bridge that had the device has ended, and the device has not come back";
-                devices.reporter.report(order, Fate::new(Outcome::Offline, reason));
             }
         }
+        Ok(is_full)
+    }
+
+    /// No bridge has a device that has not come back in time.
+    pub(super) fn stayed_away(&self, overdue: Overdue) {
+        let Overdue { address, epoch, peer, waiting, .. } = overdue;
+        let devices = self.devices();
+        devices.registry.tell_gone(&address, epoch, peer);
+        for order in waiting {
+            let reason =
+                "the bridge that had the device has ended, and the device has not come back";
+            devices.reporter.report(order, Fate::new(Outcome::Offline, reason));
+        }
+    }
+
+    /// What waited for a device goes where that is.
+    fn go_on(&self, overdue: Overdue) {
+        overdue.waiting.into_iter().for_each(|order| self.cluster.push(Work::Command(order, None)));
     }
 }
