@@ -42,10 +42,13 @@ fn whatever_is_killed_each_command_ends_once_and_presence_ends_in_the_truth() {
 
     let began = Instant::now();
     let until = began + Duration::from_secs(size.seconds);
+    world.crowd.enliven();
     let sender = Sender::start(&world.account, world.ways(), size, dice);
     std::thread::scope(|scope| {
         scope.spawn(|| world.take_bridges(&schedule.bridges, until));
-        scope.spawn(|| world.take_nodes(&schedule.nodes, until));
+        if size.nodes {
+            scope.spawn(|| world.take_nodes(&schedule.nodes, until));
+        }
         std::thread::park_timeout(until.saturating_duration_since(Instant::now()));
     });
     let (lasted, confirmed) = (began.elapsed(), sender.confirmed());

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{sleep, timeout};
 
 use super::account::{Account, Sight, now_ms};
 use super::descriptors;
@@ -75,7 +75,7 @@ enum Phase {
 }
 
 impl Crowd {
-    /// All of `count` devices begin to connect; each has a whim every `whim_ms` on average.
+    /// All of `count` devices begin to connect, and stay; once they are enlivened, each has a whim every `whim_ms` on average.
     pub(super) fn start(
         account: &Arc<Mutex<Account>>,
         count: usize,
@@ -92,7 +92,7 @@ impl Crowd {
             lingering: AtomicUsize::new(0),
             connections: AtomicUsize::new(0),
             failures: Mutex::default(),
-            phase: Mutex::new(Phase::Lively),
+            phase: Mutex::new(Phase::Calm),
             seed,
             whim_ms,
         });
@@ -104,6 +104,11 @@ impl Crowd {
         });
         let threads = threads.collect();
         Self { shared, threads }
+    }
+
+    /// From now on devices have whims.
+    pub(super) fn enliven(&self) {
+        self.shared.enter(Phase::Lively);
     }
 
     /// From now on all come, and stay where they are.
@@ -157,7 +162,7 @@ fn run(shared: &Arc<Shared>, devices: Range<usize>) {
         let mut runtime = tokio::runtime::Builder::new_current_thread();
         runtime.enable_all().build().expect("a tokio runtime")
     });
-    let (phase, heard) = watch::channel(Phase::Lively);
+    let (phase, heard) = watch::channel(Phase::Calm);
     for index in devices {
         runtime.spawn(Device::new(Arc::clone(shared), index, heard.clone()).live());
     }
@@ -347,11 +352,14 @@ impl Device {
     /// Waits for a whim.
     async fn whim(&mut self) -> Whim {
         let wait = self.dice.below(2 * self.shared.whim_ms) as u64;
-        let at = Instant::now() + Duration::from_millis(wait);
         let mut phase = self.phase.clone();
-        tokio::select! {
-            () = sleep_until(at) => {}
-            () = until_calm(&mut phase) => std::future::pending().await,
+        loop {
+            // It fails when nobody is left who could say so: then all is over.
+            drop(phase.wait_for(|phase| *phase == Phase::Lively).await);
+            tokio::select! {
+                () = sleep(Duration::from_millis(wait)) => break,
+                () = until_calm(&mut phase) => {}
+            }
         }
         if self.dice.once_in(2) { Whim::Leave } else { Whim::Move }
     }

@@ -16,13 +16,22 @@ pub(super) struct Size {
     /// Of so many commands one may be parked. RabbitMQ has a queue for each device for which something is, and a quorum
     /// queue is dear.
     pub(super) park_one_in: usize,
+    /// Whether nodes are killed, too, and not only bridges.
+    pub(super) nodes: bool,
     /// From one whim of a device to its next, on average.
     pub(super) whim_ms: usize,
 }
 
 impl Size {
-    const SMALL: Self =
-        Self { devices: 600, never: 12, rate: 200, seconds: 20, park_one_in: 50, whim_ms: 30_000 };
+    const SMALL: Self = Self {
+        devices: 600,
+        never: 12,
+        rate: 200,
+        seconds: 20,
+        park_one_in: 50,
+        nodes: false,
+        whim_ms: 30_000,
+    };
 
     /// For everything to come to its end when all is there again: with 30,000 devices on two cores minutes are needed.
     pub(super) fn settle(self) -> Duration {
@@ -44,6 +53,7 @@ impl Size {
             rate,
             seconds: seconds as u64,
             park_one_in: 50,
+            nodes: true,
             // Some hundred whims a second, however many devices.
             whim_ms: 30_000.max(devices * 10),
         }
