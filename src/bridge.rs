@@ -48,7 +48,8 @@ pub struct Bridge {
     /// Ends the publisher once it has said everything.
     finish: CancellationToken,
     sweeper: JoinHandle<()>,
-    consumer: JoinHandle<()>,
+    /// Takes commands, new and parked.
+    taking: JoinHandle<()>,
     /// Ends the exchange with the other bridges, once no device is connected.
     leave: CancellationToken,
     /// How long other bridges hold devices, and over what time these are let go.
@@ -77,7 +78,7 @@ impl Bridge {
         let door = Arc::new(Door::of_topics(first, &bridge));
         let options = Arc::new(Options::of(&first.device));
         let wires = listeners.iter().map(Listener::wire).collect();
-        let Parts { devices, consumer, routes, publisher, tap, requester, feed, http } =
+        let Parts { devices, consumer, drainer, routes, publisher, tap, requester, feed, http } =
             Parts::new(settings, bridge, wires)?;
 
         let (drain, give_up, finish) =
@@ -105,7 +106,9 @@ impl Bridge {
         }
         let topics = Topics { door, hall, options };
         let http = fronts.serve(http, topics)?;
-        let consumer = tokio::spawn(consumer.run(drain.clone(), give_up.clone()));
+        let consuming = consumer.run(drain.clone(), give_up.clone());
+        let fetching = drainer.run(drain.clone(), give_up.clone());
+        let taking = tokio::spawn(async { _ = tokio::join!(consuming, fetching) });
         Ok(Self {
             devices,
             sessions,
@@ -114,7 +117,7 @@ impl Bridge {
             give_up,
             finish,
             sweeper,
-            consumer,
+            taking,
             leave,
             moving,
             spread,
@@ -135,16 +138,10 @@ impl Bridge {
         self.drain.cancel();
         self.devices.registry.close();
         let mut clean = true;
-        let others = self.devices.cluster.as_ref().map(|cluster| cluster.others().len());
-        let spread = match others {
-            Some(1..) => self.spread.min(grace / SPREAD_SHARE),
-            Some(0) | None => Duration::ZERO,
-        };
+        let is_alone = self.devices.cluster.as_ref().is_none_or(|cluster| cluster.is_alone());
+        let spread = if is_alone { Duration::ZERO } else { self.spread.min(grace / SPREAD_SHARE) };
         let is_held = leaving::hand_over(&self.devices, self.moving, spread).await;
-        if timeout_at(end - grace / REPORT_SHARE - spread, &mut self.consumer).await.is_err() {
-            warn!("some commands in hand were not finished in time; they go back to the queue.");
-            clean = false;
-        }
+        self.has_taken(end - grace / REPORT_SHARE - spread).await;
         if !spread.is_zero() {
             // Others pass commands on to those that are connected still.
             let closing = leaving::close(&self.devices, spread, is_held);
@@ -169,14 +166,18 @@ impl Bridge {
             && !matches!(timeout_at(end - grace / LEAVE_SHARE, routes).await, Ok(Ok(true)))
         {
             warn!(
-                "not all that came for this bridge's devices was passed on to other bridges in time; one of them takes it over."
+                "not all that came for this bridge's devices was passed on to other bridges in time, one of which takes it over; or some of it may be written twice."
             );
             clean = false;
         }
-        self.give_up.cancel();
-        if !self.consumer.is_finished() {
-            clean &= timeout_at(end, &mut self.consumer).await.is_ok();
+        // What waited for a device may have gone on to another bridge with it.
+        let by = if spread.is_zero() { Instant::now() } else { end - grace / LEAVE_SHARE };
+        if !self.has_taken(by).await {
+            warn!("some commands in hand were not finished in time; they go back to the queue.");
+            clean = false;
         }
+        self.give_up.cancel();
+        clean &= self.has_taken(end).await;
         self.finish.cancel();
         if !matches!(timeout_at(end, &mut self.publisher).await, Ok(Ok(true))) {
             warn!("the broker did not confirm in time that every device is offline.");
@@ -188,6 +189,14 @@ impl Bridge {
         timeout_at(end, self.requester).await.ok();
         self.http.iter().for_each(JoinHandle::abort);
         clean
+    }
+
+    /// Whether all commands in hand have their fate by then.
+    async fn has_taken(&mut self, by: Instant) -> bool {
+        if self.taking.is_finished() {
+            return true;
+        }
+        timeout_at(by, &mut self.taking).await.is_ok()
     }
 }
 

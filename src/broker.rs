@@ -36,6 +36,7 @@ mod undelivered;
 pub(crate) use collector::{Collector, Keeper, Letter};
 pub(crate) use consumer::Consumer;
 pub(crate) use decode::{Recipients, Terms};
+pub(crate) use drain::Drainer;
 pub(crate) use intake::Intake;
 pub(crate) use jobs::Jobs;
 pub use message::Message;

@@ -9,8 +9,9 @@ mod bridges;
 pub(crate) mod control;
 mod heirs;
 mod moving;
+mod recent;
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashSet, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -24,6 +25,7 @@ use self::control::Control;
 use self::heirs::Heirs;
 use self::moving::Moving;
 pub(crate) use self::moving::{Ended, Overdue};
+use self::recent::Recent;
 use crate::command::{Address, Reason};
 use crate::metrics::Metrics;
 use crate::order::Order;
@@ -31,13 +33,6 @@ use crate::order::Order;
 /// How many bridges may pass a command on. One suffices; a device that moves while a command is on its way
 /// takes one more each time, and more than this can only be a circle.
 pub(crate) const HOPS_MAX: u8 = 3;
-
-/// How long it is remembered which bridge a device was handed over to: what comes for it here meanwhile goes
-/// there directly. Far longer than the binding takes; beyond it the broker knows the way.
-const MOVED_FOR: Duration = Duration::from_secs(10);
-/// Devices of which that is remembered, at some 150 bytes each; beyond it all are forgotten, and the broker
-/// is asked for the way.
-const MOVED_MAX: usize = 20_000;
 
 /// What the task is to do.
 #[derive(Debug)]
@@ -53,6 +48,8 @@ pub(crate) enum Work {
     Heard(Address, Control),
     /// Commands were parked for a device that no bridge had.
     Parked(Address),
+    /// Unbind a device if it is not here: it was bound on a connection that is lost.
+    Unbind(Address),
     /// A device has connected for which something may be parked.
     Seek(Address),
     /// Tell a bridge that was not known that this one is there.
@@ -69,6 +66,7 @@ impl Work {
             Self::Yield { address, .. }
             | Self::Heard(address, _)
             | Self::Parked(address)
+            | Self::Unbind(address)
             | Self::Seek(address) => Some(address),
             Self::Say(..) | Self::Greet(_) | Self::ClaimAgain => None,
         }
@@ -102,8 +100,10 @@ struct Board {
     changed: VecDeque<Address>,
     is_changed: HashSet<Address>,
     work: VecDeque<Work>,
-    /// Where devices went, and when.
-    moved: HashMap<Address, (Arc<str>, Instant)>,
+    /// Where devices were handed over to: what comes for one here meanwhile goes there directly.
+    moved: Recent<Arc<str>>,
+    /// Devices that another bridge had as well: what came for one here may have come there, too.
+    shared: Recent<()>,
 }
 
 impl Cluster {
@@ -140,8 +140,15 @@ impl Cluster {
             let reason = format!("{hops} bridges have passed it on, and its device is at none");
             return Err((order, reason.into()));
         }
-        self.push(Work::Command(order, None));
+        self.go_on([order]);
         Ok(())
+    }
+
+    /// Commands that waited go on, each to whoever has its device by now.
+    pub(crate) fn go_on(&self, orders: impl IntoIterator<Item = Order>) {
+        for order in orders {
+            self.push(Work::Command(order, None));
+        }
     }
 
     /// What is to be done, behind all that is to be done already.
@@ -174,32 +181,32 @@ impl Cluster {
 
     /// The device is handed over to another bridge: what comes for it goes there.
     pub(crate) fn moved(&self, address: &Address, to: &Arc<str>) {
-        let mut board = self.lock();
-        if board.moved.len() >= MOVED_MAX {
-            board.moved = HashMap::new();
-        }
-        board.moved.insert(address.clone(), (Arc::clone(to), Instant::now()));
+        self.lock().moved.note(address, Arc::clone(to), Instant::now());
     }
 
     /// Where the device went, if it has just gone.
     pub(crate) fn moved_to(&self, address: &Address) -> Option<Arc<str>> {
-        let mut board = self.lock();
-        let (to, at) = board.moved.get(address)?;
-        if at.elapsed() < MOVED_FOR {
-            return Some(Arc::clone(to));
-        }
-        board.moved.remove(address);
-        None
+        self.lock().moved.get(address, Instant::now()).cloned()
+    }
+
+    /// The device was bound here and at another bridge at once.
+    pub(crate) fn was_shared(&self, address: &Address) {
+        self.lock().shared.note(address, (), Instant::now());
+    }
+
+    /// Whether it was, just now.
+    pub(crate) fn is_shared(&self, address: &Address) -> bool {
+        self.lock().shared.get(address, Instant::now()).is_some()
     }
 
     /// A bridge is gone: nothing goes to it directly any more, least of all what another one takes out of its inbox.
     pub(crate) fn none_moved_to(&self, gone: &str) {
-        self.lock().moved.retain(|_, (to, _)| **to != *gone);
+        self.lock().moved.retain(|to| **to != *gone);
     }
 
     /// The device is here.
     pub(crate) fn came_back(&self, address: &Address) {
-        self.lock().moved.remove(address);
+        self.lock().moved.forget(address);
     }
 
     /// A device of which the others may know something outdated.
@@ -264,6 +271,11 @@ impl Cluster {
         self.bridges().names()
     }
 
+    /// Whether no other bridge is there, as far as is known.
+    pub(crate) fn is_alone(&self) -> bool {
+        self.bridges().present().is_empty()
+    }
+
     /// A bridge is connected to the broker.
     pub(crate) fn is_there(&self, bridge: &str) {
         self.bridges().is_there(bridge);
@@ -274,7 +286,7 @@ impl Cluster {
         self.bridges().is_missing(bridge, Instant::now());
     }
 
-    /// Nothing of a bridge is left at the broker.
+    /// Nothing of a bridge is left at the broker, or another one sees to it.
     pub(crate) fn forget_bridge(&self, bridge: &str) {
         let mut bridges = self.bridges();
         bridges.forget(bridge);

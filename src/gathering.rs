@@ -55,9 +55,7 @@ impl Gathering {
 
     /// Counts an outcome.
     pub(crate) fn count(&self, outcome: Outcome) {
-        if let Some(at) = Outcome::ALL.iter().position(|it| *it == outcome)
-            && let Some(count) = self.lock().tally.get_mut(at)
-        {
+        if let Some(count) = self.lock().tally.get_mut(outcome.index()) {
             *count += 1;
         }
     }

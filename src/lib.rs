@@ -14,6 +14,7 @@
 
 pub mod settings;
 
+mod chance;
 pub mod clock;
 mod cluster;
 pub mod command;

@@ -65,6 +65,8 @@ pub struct Route {
     pub(crate) hops: u8,
     /// Whether the one that had its device before has handed it over.
     pub(crate) handed: bool,
+    /// Whether it came to this bridge by a binding of its device.
+    pub(crate) by_binding: bool,
 }
 
 /// When a command took which step, milliseconds since 1970; zero for a step not taken.

@@ -226,19 +226,20 @@ impl Parking {
     }
 
     /// Fetching starts anew, on another connection; gives the addresses it was going on for, each to be
-    /// followed by `look_again`.
+    /// followed by `look_again`. Those that waited come first: one of the others may have cost the connection.
     pub(crate) fn restart(&self) -> Vec<Address> {
         let mut state = self.lock();
-        state.wanted.clear();
-        let going_on = state.lots.iter_mut().filter(|(_, lot)| {
-            // What is being asked is not asked on that connection.
-            !matches!(lot.fetching, Fetching::No | Fetching::Asking)
-        });
-        let stop = |(address, lot): (&Address, &mut Lot)| {
-            lot.fetching = Fetching::No;
-            address.clone()
-        };
-        going_on.map(stop).collect()
+        let State { wanted, lots, .. } = &mut *state;
+        let mut addresses: Vec<Address> = wanted.drain(..).collect();
+        // What is being asked is not asked on that connection.
+        let running = lots.iter().filter(|(_, lot)| lot.fetching == Fetching::Running);
+        addresses.extend(running.map(|(address, _)| address.clone()));
+        for address in &addresses {
+            if let Some(lot) = lots.get_mut(address) {
+                lot.fetching = Fetching::No;
+            }
+        }
+        addresses
     }
 
     /// The broker says how many it holds for `address`.

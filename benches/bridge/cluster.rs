@@ -5,7 +5,7 @@
 //! there is a command for each device, in the one queue that all bridges take from: all but one in N goes on to the
 //! bridge that has its device. Every device checks that it has its own, once and in order.
 
-use std::{fmt, fs, time::Duration};
+use std::{fmt, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use serde::Serialize;
@@ -16,7 +16,9 @@ use crate::{
     clock::{now_us, wait_until},
     connections::memory_at_rest,
     devices::Devices,
+    drain::{CpuOf, Run},
     load::{Load, QUEUE, take_turns},
+    process::kib_of,
     progress,
     publisher::Publisher,
     report::write_table,
@@ -56,14 +58,19 @@ pub(crate) struct ClusterReport {
     pub(crate) kernel_kib: f64,
     /// A bridge without devices.
     pub(crate) bridge_base_kib: f64,
+    #[serde(flatten)]
+    pub(crate) through: Through,
+}
+
+/// Commands on their way through the bridges.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(crate) struct Through {
     pub(crate) commands: u64,
     pub(crate) rate: f64,
     /// The part of them that another bridge than the device's took off the queue.
     pub(crate) passed_on: f64,
-    /// Processor time of all bridges, of the broker and of all devices for a command, in microseconds.
-    pub(crate) bridges_cpu_us: f64,
-    pub(crate) broker_cpu_us: f64,
-    pub(crate) devices_cpu_us: f64,
+    /// Processor time for a command, in microseconds; of all bridges.
+    pub(crate) cpu_us: CpuOf<f64>,
 }
 
 /// A bridge and its devices.
@@ -105,7 +112,8 @@ pub(crate) fn measure(broker: &Broker, plan: Plan) -> Result<ClusterReport> {
     let devices = bridges * devices_each;
     let added = (devices - bridges * FEW) as f64;
     let slope = |of: fn(&Memory) -> u64| (of(&many) as f64 - of(&few) as f64) / added;
-    let mut report = ClusterReport {
+    let through = command_all(broker, &mut publisher, &mut members, devices_each)?;
+    Ok(ClusterReport {
         plan,
         devices,
         registered_s: service.registered_s,
@@ -114,15 +122,8 @@ pub(crate) fn measure(broker: &Broker, plan: Plan) -> Result<ClusterReport> {
         broker_kib: slope(|it| it.broker),
         kernel_kib: slope(|it| it.slab) / 2.0,
         bridge_base_kib: base.bridges as f64 / bridges as f64,
-        commands: 0,
-        rate: f64::NAN,
-        passed_on: f64::NAN,
-        bridges_cpu_us: f64::NAN,
-        broker_cpu_us: f64::NAN,
-        devices_cpu_us: f64::NAN,
-    };
-    command_all(broker, &mut publisher, &mut members, &mut report)?;
-    Ok(report)
+        through,
+    })
 }
 
 impl Member {
@@ -176,9 +177,9 @@ fn command_all(
     broker: &Broker,
     publisher: &mut Publisher,
     members: &mut [Member],
-    report: &mut ClusterReport,
-) -> Result<()> {
-    let each = COMMANDS * report.plan.devices_each as u64;
+    devices_each: usize,
+) -> Result<Through> {
+    let each = COMMANDS * devices_each as u64;
     for member in members.iter() {
         member.bridge.wait_idle()?;
         member.bridge.process.pause()?;
@@ -200,16 +201,16 @@ fn command_all(
         last_us = last_us.max(received.last_us);
         devices += received.cpu;
     }
-    report.commands = each * members.len() as u64;
-    let commands = report.commands as f64;
-    let a_command = |cpu: Duration| cpu.as_secs_f64() * 1e6 / commands;
-    report.rate = commands / (last_us.saturating_sub(first_us).max(1) as f64 / 1e6);
-    report.bridges_cpu_us = a_command(cpu(members)?.saturating_sub(before.0));
-    report.broker_cpu_us = a_command(broker.process.cpu()?.saturating_sub(before.1));
-    report.devices_cpu_us = a_command(devices);
+    let cpu = CpuOf {
+        bridge: cpu(members)?.saturating_sub(before.0),
+        broker: broker.process.cpu()?.saturating_sub(before.1),
+        devices,
+    };
+    let commands = each * members.len() as u64;
+    let Run { rate, cpu_us } = Run::new(commands, first_us, last_us, cpu);
     let passed_on = members.iter().map(|member| member.bridge.metric(PASSED_ON));
-    report.passed_on = passed_on.sum::<Result<f64>>()? / commands;
-    Ok(())
+    let passed_on = passed_on.sum::<Result<f64>>()? / commands as f64;
+    Ok(Through { commands, rate, passed_on, cpu_us })
 }
 
 /// The processor time of all bridges.
@@ -221,23 +222,19 @@ impl Memory {
     /// Waits until all is at rest.
     fn now(broker: &Broker, members: &[Member]) -> Result<Self> {
         let bridges = members.iter().map(|member| memory_at_rest(&member.bridge));
-        Ok(Self { bridges: bridges.sum::<Result<u64>>()?, broker: broker.memory()?, slab: slab()? })
+        Ok(Self {
+            bridges: bridges.sum::<Result<u64>>()?,
+            broker: broker.memory()?,
+            slab: kib_of("/proc/meminfo", "Slab:")?,
+        })
     }
-}
-
-/// What the kernel has for its own objects, sockets among them, in KiB.
-fn slab() -> Result<u64> {
-    let text = fs::read_to_string("/proc/meminfo")?;
-    let line = text.lines().find_map(|line| line.strip_prefix("Slab:"));
-    let line = line.context("no Slab in /proc/meminfo")?;
-    line.trim().trim_end_matches(" kB").parse().context("Slab is not a number")
 }
 
 impl ClusterReport {
     /// One line for the progress of a run.
     pub(crate) fn summary(&self) -> String {
-        let Self { devices, in_service_s, rate, .. } = self;
-        let bridges = self.plan.bridges;
+        let Self { devices, in_service_s, .. } = self;
+        let (bridges, rate) = (self.plan.bridges, self.through.rate);
         format!(
             "{bridges} bridges, {devices} devices: in service after {in_service_s:.1} s, {rate:.0}/s"
         )
@@ -270,15 +267,14 @@ pub(crate) fn write(reports: &[ClusterReport], f: &mut fmt::Formatter<'_>) -> fm
     )?;
     let rows = reports.iter().map(|it| {
         let [bridges, devices] = place(it);
+        let Through { rate, passed_on, cpu_us: CpuOf { bridge, broker, devices: theirs }, .. } =
+            it.through;
         [
             bridges,
             devices,
-            format!("{:.0}", it.rate),
-            format!("{:.2}", it.passed_on),
-            format!(
-                "{:.1} / {:.1} / {:.1}",
-                it.bridges_cpu_us, it.broker_cpu_us, it.devices_cpu_us
-            ),
+            format!("{rate:.0}"),
+            format!("{passed_on:.2}"),
+            format!("{bridge:.1} / {broker:.1} / {theirs:.1}"),
         ]
     });
     write_table(

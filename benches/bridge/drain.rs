@@ -98,18 +98,30 @@ pub(crate) fn measure(
     kind: Kind,
     against: Kind,
 ) -> Result<CellReport> {
+    let (ours, limit) = in_turn(runs, kind, against, |next| {
+        drain(broker, next, cell).with_context(|| format!("{} in {cell:?}", next.label()))
+    })?;
+    let ratio = ours.iter().zip(&limit).map(|(ours, limit)| ours.rate / limit.rate).collect();
+    Ok(CellReport { cell, rabbitline: Side::of(&ours), limit: Side::of(&limit), ratio })
+}
+
+/// Takes a figure of `kind` and of what it is measured against in turn, `runs` times each.
+pub(crate) fn in_turn<T>(
+    runs: usize,
+    kind: Kind,
+    against: Kind,
+    mut once: impl FnMut(Kind) -> Result<T>,
+) -> Result<(Vec<T>, Vec<T>)> {
     let (mut ours, mut limit) = (Vec::new(), Vec::new());
     for run in 0..runs {
         // Who goes first changes, too.
         let order = if run % 2 == 0 { [against, kind] } else { [kind, against] };
         for next in order {
-            let drained = drain(broker, next, cell)
-                .with_context(|| format!("{} in {cell:?}", next.label()))?;
-            if next == kind { ours.push(drained) } else { limit.push(drained) }
+            let figure = once(next)?;
+            if next == kind { ours.push(figure) } else { limit.push(figure) }
         }
     }
-    let ratio = ours.iter().zip(&limit).map(|(ours, limit)| ours.rate / limit.rate).collect();
-    Ok(CellReport { cell, rabbitline: Side::of(&ours), limit: Side::of(&limit), ratio })
+    Ok((ours, limit))
 }
 
 /// One drain with one bridge.

@@ -18,7 +18,7 @@ use crate::{
     broker::Broker,
     clock::now_us,
     devices::{Devices, Percentiles},
-    drain::ready,
+    drain::{in_turn, ready},
     load::Load,
     publisher::Publisher,
     stats::{Quantiles, Spread},
@@ -101,20 +101,9 @@ impl LatencyReport {
 
 /// Runs our bridge and the limit under one load, `runs` times in turn.
 pub(crate) fn measure(broker: &Broker, plan: Plan, runs: usize) -> Result<LatencyReport> {
-    let (mut ours, mut limit) = (Vec::new(), Vec::new());
-    for run in 0..runs {
-        // Who goes first changes, too.
-        let order = if run % 2 == 0 {
-            [Kind::LimitInC, Kind::Rabbitline]
-        } else {
-            [Kind::Rabbitline, Kind::LimitInC]
-        };
-        for next in order {
-            let timed = once(broker, next, plan)
-                .with_context(|| format!("{} under {plan:?}", next.label()))?;
-            if next == Kind::Rabbitline { ours.push(timed) } else { limit.push(timed) }
-        }
-    }
+    let (ours, limit) = in_turn(runs, Kind::Rabbitline, Kind::LimitInC, |next| {
+        once(broker, next, plan).with_context(|| format!("{} under {plan:?}", next.label()))
+    })?;
     let ratio = ours.iter().zip(&limit).map(|(ours, limit)| ours.times_as_long_as(limit)).collect();
     Ok(LatencyReport {
         plan,

@@ -103,12 +103,7 @@ impl Process {
 
     /// Its resident anonymous memory in KiB: heap and stacks, without what it maps of files.
     pub(crate) fn memory(&self) -> Result<u64> {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.pid.as_raw_nonzero()))?;
-        let line = status
-            .lines()
-            .find_map(|line| line.strip_prefix("RssAnon:"))
-            .context("no RssAnon in /proc")?;
-        line.trim().trim_end_matches(" kB").parse().context("RssAnon is not a number")
+        kib_of(&format!("/proc/{}/status", self.pid.as_raw_nonzero()), "RssAnon:")
     }
 }
 
@@ -151,6 +146,15 @@ impl Lines {
             Err(mpsc::RecvTimeoutError::Disconnected) => bail!("the {} has ended", self.name),
         }
     }
+}
+
+/// What a file of the kernel says behind `name`, in KiB.
+pub(crate) fn kib_of(file: &str, name: &str) -> Result<u64> {
+    let text = fs::read_to_string(file)?;
+    let value = text.lines().find_map(|line| line.strip_prefix(name));
+    let value = value.with_context(|| format!("no {name} in {file}"))?;
+    let number = value.trim().trim_end_matches(" kB").parse();
+    number.with_context(|| format!("{name} in {file} is not a number"))
 }
 
 /// The processor time of `/proc/PROCESS`, all threads, in user and kernel mode.

@@ -5,10 +5,9 @@ use std::fmt;
 use serde::Serialize;
 
 use crate::{
-    flood::{FloodReport, Front},
+    flood::Front,
     latency::{LatencyReport, Plan},
     report::Report,
-    stats::Spread,
 };
 
 /// A promise and what was measured of it.
@@ -36,7 +35,12 @@ const FLOODED: Bound = Bound::AtMost(5.0);
 impl Report {
     /// Holds what was measured against what is promised; what was not measured is not judged.
     pub(crate) fn judge(&mut self) {
-        let wanted = [self.wanted_of_drains(), self.wanted_of_latency(), self.wanted_of_the_rest()];
+        let wanted = [
+            self.wanted_of_drains(),
+            self.wanted_of_latency(),
+            self.wanted_of_the_rest(),
+            self.wanted_of_floods(),
+        ];
         let judged = wanted.into_iter().flatten().filter_map(|(what, measured, wanted)| {
             let measured = measured?;
             Some(Target { what, measured, wanted, met: wanted.holds(measured) })
@@ -82,9 +86,6 @@ impl Report {
     }
 
     fn wanted_of_the_rest(&self) -> Vec<Wanted> {
-        let flood = |front, of: fn(&FloodReport) -> Spread| {
-            self.flood.iter().find(|report| report.flooded == front).map(|it| of(it).median)
-        };
         let registered = self.connect.iter().find(|report| report.devices == 1_000);
         let wanted = [
             (
@@ -102,28 +103,22 @@ impl Report {
                 self.memory.map(|memory| memory.kib_per_device),
                 Bound::AtMost(2.0),
             ),
-            (
-                "flooded / quiet, p50, the same listener",
-                flood(Front::Ip, |it| it.ratio.p50),
-                FLOODED,
-            ),
-            (
-                "flooded / quiet, p99, the same listener",
-                flood(Front::Ip, |it| it.ratio.p99),
-                FLOODED,
-            ),
-            (
-                "flooded / quiet, p50, another listener",
-                flood(Front::Hello, |it| it.ratio.p50),
-                FLOODED,
-            ),
-            (
-                "flooded / quiet, p99, another listener",
-                flood(Front::Hello, |it| it.ratio.p99),
-                FLOODED,
-            ),
         ];
         wanted.map(|(what, measured, wanted)| (what.to_owned(), measured, wanted)).into()
+    }
+
+    fn wanted_of_floods(&self) -> Vec<Wanted> {
+        let mut all = Vec::new();
+        for (front, listener) in [(Front::Ip, "the same"), (Front::Hello, "another")] {
+            let flood = self.flood.iter().find(|report| report.flooded == front);
+            let ratio = flood.map(|flood| flood.ratio);
+            for (quantile, of) in [("p50", ratio.map(|it| it.p50)), ("p99", ratio.map(|it| it.p99))]
+            {
+                let what = format!("flooded / quiet, {quantile}, {listener} listener");
+                all.push((what, of.map(|of| of.median), FLOODED));
+            }
+        }
+        all
     }
 }
 

@@ -3,15 +3,14 @@
 //! Whoever comes back within `CLUSTER_MOVING` was never offline. All connections closed at once would be as many
 //! connects at once for the others; so their ends are spread.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ring::rand::{SystemRandom, generate};
 use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
 
-use crate::cluster::{Ended, Work};
+use crate::chance;
+use crate::cluster::Ended;
 use crate::device::{Devices, Session};
 
 /// How long another bridge may take to say that it holds the devices of this one. It takes milliseconds, or some
@@ -42,7 +41,7 @@ pub(super) async fn hand_over(devices: &Devices, moving: Duration, spread: Durat
     let own: Vec<Ended> = if moving.is_zero() { Vec::new() } else { own.collect() };
     let lists = [(own, moving + spread), (of_others.collect(), left)];
     let count: usize = lists.iter().map(|(list, _)| list.len()).sum();
-    let is_held = count > 0 && cluster.hand_over(lists, HELD_WITHIN).await;
+    let is_held = cluster.hand_over(lists, HELD_WITHIN).await;
     if is_held {
         info!(devices = count, "other bridges hold the devices of this one until they come back");
     } else if count > 0 {
@@ -55,9 +54,7 @@ pub(super) async fn hand_over(devices: &Devices, moving: Duration, spread: Durat
         if !is_held {
             devices.registry.tell_gone(&gone.address, gone.epoch, gone.peer);
         }
-        for order in gone.waiting {
-            cluster.push(Work::Command(order, None));
-        }
+        cluster.go_on(gone.waiting);
     }
     is_held && !moving.is_zero()
 }
@@ -66,14 +63,11 @@ pub(super) async fn hand_over(devices: &Devices, moving: Duration, spread: Durat
 /// Nothing is told of their ends if they are `held`.
 pub(super) async fn close(devices: &Arc<Devices>, spread: Duration, held: bool) {
     let sessions = devices.registry.all();
-    let lot = generate::<[u8; 8]>(&SystemRandom::new());
-    let lot = lot.map_or(0, |lot| u64::from_le_bytes(lot.expose()));
     let begin = Instant::now();
-    let times = schedule(sessions.len(), spread, lot);
-    let mut due: VecDeque<(Instant, Arc<Session>)> =
-        times.into_iter().map(|after| begin + after).zip(sessions).collect();
+    let times = schedule(sessions.len(), spread, chance::draw());
     let mut late = Vec::new();
-    while let Some((at, session)) = due.pop_front() {
+    for (after, session) in times.into_iter().zip(sessions) {
+        let at = begin + after;
         while let Some(retry) = next_look(&late).filter(|retry| *retry < at) {
             sleep_until(retry).await;
             look(devices, &mut late, held);

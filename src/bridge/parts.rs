@@ -9,7 +9,7 @@ use tokio::sync::Notify;
 use super::wrong;
 use crate::backlog::{self, Backlog};
 use crate::broker::{
-    Consumer, Intake, Jobs, Nodes, Publisher, Requester, Routes, Tap, Undelivered,
+    Consumer, Drainer, Intake, Jobs, Nodes, Publisher, Requester, Routes, Tap, Undelivered,
 };
 use crate::cluster::Cluster;
 use crate::device::{Devices, Registry, Sweeper};
@@ -37,6 +37,7 @@ const HEARTBEATS_TO_NOTICE: u32 = 3;
 pub(super) struct Parts {
     pub(super) devices: Arc<Devices>,
     pub(super) consumer: Consumer,
+    pub(super) drainer: Drainer,
     pub(super) routes: Option<Routes>,
     pub(super) publisher: Publisher,
     pub(super) tap: Tap,
@@ -97,17 +98,9 @@ impl Parts {
         let router = Router::new(Arc::clone(&devices), stalled_max);
         let intake = Arc::new(Intake::new(Arc::clone(&settings), router, Arc::clone(&trail)));
         let nodes = Nodes::new(&settings.mq);
-        let routes = cluster.map(|cluster| Routes {
-            intake: Arc::clone(&intake),
-            nodes: Arc::clone(&nodes),
-            cluster,
-        });
-        let consumer = Consumer {
-            intake,
-            nodes: Arc::clone(&nodes),
-            bridge: Arc::clone(&bridge),
-            consuming: Arc::new(AtomicBool::new(false)),
-        };
+        let routes = cluster.map(|cluster| Routes::new(&intake, &nodes, cluster));
+        let drainer = Drainer::new(&intake, &nodes, &bridge);
+        let consumer = Consumer::new(intake, &nodes, &bridge);
         let (of, to) = (Arc::clone(&settings), Arc::clone(&nodes));
         let tap = Tap::new(of, to, run.clone(), Arc::clone(&live));
         let consuming = Arc::clone(&consumer.consuming);
@@ -116,7 +109,7 @@ impl Parts {
         let feed = feed(&settings, &bridge, &outlet, &devices)?;
         let publisher =
             Publisher::new(settings, nodes, run, jobs, presence, Arc::clone(&devices), outlet);
-        Ok(Self { devices, consumer, routes, publisher, tap, requester, feed, http })
+        Ok(Self { devices, consumer, drainer, routes, publisher, tap, requester, feed, http })
     }
 }
 

@@ -105,22 +105,23 @@ impl Link {
 
     /// Closes it after what was done on it, whose error then names the host; and counts for one.
     pub(super) async fn end<T>(self, result: Result<T, BrokerError>) -> Result<T, BrokerError> {
-        let result = result.map_err(|error| {
-            self.failed();
-            BrokerError::At { address: self.host.to_string(), source: Box::new(error) }
-        });
+        let result = result.map_err(|error| self.nodes.blame(&self.host, error));
         self.close().await;
         result
     }
 
     /// A new channel on it.
     pub(super) async fn channel(&self) -> Result<Channel, BrokerError> {
+        self.open_channel().await.map_err(BrokerError::during("opening a channel"))
+    }
+
+    /// The same, with lapin's error, for whoever tells by it what the broker said.
+    pub(super) async fn open_channel(&self) -> lapin::Result<Channel> {
         let mut tries = 1;
         loop {
             match self.connection.create_channel().await {
-                Ok(channel) => return Ok(channel),
                 Err(error) if is_of_another_channel(&error) && tries < OPEN_TRIES => tries += 1,
-                Err(error) => return Err(BrokerError::during("opening a channel")(error)),
+                opened => return opened,
             }
         }
     }

@@ -6,26 +6,32 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use super::connection::{self as link, Link};
+use super::connection as link;
 use super::hand::Hand;
-use super::intake::Intake;
+use super::intake::{Intake, Queue};
 use super::nodes::Nodes;
 use super::retry::Retry;
 use super::stream::{Source, Stream};
 use super::{BrokerError, drain, topology};
 use crate::metrics;
+use crate::settings::Endpoint;
 
 /// Takes commands off the queue.
 #[derive(Debug)]
 pub(crate) struct Consumer {
-    pub(crate) intake: Arc<Intake>,
-    pub(crate) nodes: Arc<Nodes>,
-    pub(crate) bridge: Arc<str>,
+    intake: Arc<Intake>,
+    nodes: Arc<Nodes>,
+    bridge: Arc<str>,
     /// True while commands are being taken off the queue.
     pub(crate) consuming: Arc<AtomicBool>,
 }
 
 impl Consumer {
+    pub(crate) fn new(intake: Arc<Intake>, nodes: &Arc<Nodes>, bridge: &Arc<str>) -> Self {
+        let (nodes, bridge) = (Arc::clone(nodes), Arc::clone(bridge));
+        Self { intake, nodes, bridge, consuming: Arc::default() }
+    }
+
     /// Consumes until `drain`; then takes no more, and waits for what is in hand until it is settled
     /// or `give_up`. What is not settled then is handed back to the queue.
     pub(crate) async fn run(self, drain: CancellationToken, give_up: CancellationToken) {
@@ -43,40 +49,46 @@ impl Consumer {
         drain: &CancellationToken,
         give_up: &CancellationToken,
     ) -> Result<(), BrokerError> {
-        // For what is looked at and declared, and for what is parked.
-        let opening = self.nodes.open(&self.bridge, "parked");
-        let link = tokio::select! {
+        let host = tokio::select! {
             () = drain.cancelled() => return Ok(()),
-            link = opening => link?,
-        };
-        let both = async {
-            tokio::try_join!(self.consume(&link, drain), drain::run(&link, &self.intake, drain))
+            host = self.prepare() => host?,
         };
         let result = tokio::select! {
             () = give_up.cancelled() => Ok(()),
-            result = both => result.map(|_| ()),
-            error = link.lost() => Err(error),
+            result = self.consume(&host, drain) => result,
         };
         self.up(false);
         self.intake.router.drop_unwanted();
-        link.end(result).await
+        result.map_err(|error| self.nodes.blame(&host, error))
     }
 
-    async fn consume(&self, link: &Link, drain: &CancellationToken) -> Result<(), BrokerError> {
+    /// Declares what is missing, on a connection that is closed after that. The host is one that works.
+    async fn prepare(&self) -> Result<Endpoint, BrokerError> {
+        let link = self.nodes.open(&self.bridge, "setup").await?;
+        let preparing = async {
+            topology::prepare_consumer(&link, &self.intake.settings).await?;
+            drain::look(&link, &self.intake).await
+        };
+        let result = tokio::select! {
+            result = preparing => result,
+            error = link.lost() => Err(error),
+        };
+        let host = link.host().clone();
+        link.end(result).await.map(|()| host)
+    }
+
+    async fn consume(&self, host: &Endpoint, drain: &CancellationToken) -> Result<(), BrokerError> {
         let settings = &self.intake.settings;
-        topology::prepare_consumer(link, settings).await?;
-        drain::look(link, &self.intake).await?;
         let name = link::name(&self.bridge, "consumer");
         let source = Source { queue: settings.mq.queue.clone(), exclusive: false };
-        // To the same host: the two live and end together, so they need one node, not two.
-        let stream = Stream::open(&settings.mq, link.host(), &name, source).await?;
-        let hand = Hand::new(&self.intake, stream, false);
+        let stream = Stream::open(&settings.mq, host, &name, source).await?;
+        let hand = Hand::new(&self.intake, stream, Queue::Commands);
         self.up(true);
         let (queue, prefetch) = (&settings.mq.queue, settings.mq.prefetch);
-        info!(host = %link.host(), queue, prefetch, "consuming commands");
+        info!(%host, queue, prefetch, "consuming commands");
         let hand = hand.consume(drain).await?;
         self.up(false);
-        hand.finish().await
+        hand.finish().await.map(|_| ())
     }
 
     fn up(&self, up: bool) {

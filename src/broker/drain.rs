@@ -1,74 +1,104 @@
 //! `Drainer`: fetches what was parked for devices that are connected now.
 //!
-//! It shares the consumer's connection, so that an alarm of the broker, which stops publishers, does
-//! not stop it. For each device it takes one message after the other, in order, and acknowledges
+//! It has a connection of its own. What goes wrong with a queue of parked commands may cost it that one, and
+//! then no other command waits; and an alarm of the broker, which stops publishers, does not stop it. For
+//! each device it takes one message after the other, in order, and acknowledges
 //! each once its fate is known; so if the device's connection ends in the midst of it, what is not
 //! settled goes back to where it was when the channel closes, and nothing changes its place.
 
-use std::collections::VecDeque;
+mod first_answers;
+mod hand;
+
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use lapin::Channel;
-use lapin::message::BasicGetMessage;
-use lapin::options::{BasicAckOptions, BasicGetOptions, BasicNackOptions, QueueDeclareOptions};
-use lapin::types::FieldTable;
-use tokio::sync::mpsc;
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
-use super::BrokerError;
+use self::first_answers::FirstAnswers;
+use self::hand::Hand;
 use super::connection::Link;
 use super::intake::Intake;
-use super::message::{self, Delivered, Message};
-use super::topology;
-use crate::cluster::control::Control;
+use super::nodes::Nodes;
+use super::retry::Retry;
+use super::{BrokerError, topology};
 use crate::command::Address;
 use crate::device::Session;
 use crate::parking::Work;
-use crate::router::Routed;
-use crate::settings::QueueType;
-use crate::settlement::{Settlement, Verdict, Verdicts};
 
 /// Devices that are fetched for at a time, on a channel each. The time goes by in round trips, so
 /// more would only make more channels.
 const DEVICES_AT_A_TIME: usize = 64;
-/// Commands of one device in hand at a time: what a device that is slow holds back in memory.
-const IN_HAND_MAX: usize = 32;
-/// The same where they are parked in a quorum queue. It takes each that is fetched for a consumer of its own, and
-/// when the channel or the node is lost it gives back what they hold in the order of their names, which is
-/// not that of the commands. With one in hand there is no order to lose.
-const IN_HAND_OF_QUORUM_MAX: usize = 1;
-/// Commands of one device fetched last, of which the broker may not know that they are acknowledged:
-/// those in hand, and as many that were acknowledged since the last one was asked for.
-const RECENT_MAX: usize = 2 * IN_HAND_MAX;
-/// How often a queue is looked at again while the broker still takes what was first in it to be in
-/// the hands of a connection that is lost, or while the node it is on is away.
-const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
-/// Fetches for as long as the connection lasts, or until `stop`; then ends when what is in hand is
-/// settled and the broker has been told.
-pub(super) async fn run(
-    link: &Link,
-    intake: &Intake,
-    stop: &CancellationToken,
-) -> Result<(), BrokerError> {
-    let devices = intake.devices();
-    let parking = &devices.parking;
-    for address in parking.restart() {
-        parking.look_again(&address, devices.wants_parked(&address));
+/// Fetches parked commands.
+#[derive(Debug)]
+pub(crate) struct Drainer {
+    intake: Arc<Intake>,
+    nodes: Arc<Nodes>,
+    bridge: Arc<str>,
+}
+
+impl Drainer {
+    pub(crate) fn new(intake: &Arc<Intake>, nodes: &Arc<Nodes>, bridge: &Arc<str>) -> Self {
+        let (intake, nodes, bridge) = (Arc::clone(intake), Arc::clone(nodes), Arc::clone(bridge));
+        Self { intake, nodes, bridge }
     }
-    let mut running = FuturesUnordered::new();
-    loop {
-        tokio::select! {
-            biased;
-            Some(done) = running.next(), if !running.is_empty() => done?,
-            () = stop.cancelled(), if running.is_empty() => return Ok(()),
-            work = parking.next_work(), if running.len() < DEVICES_AT_A_TIME && !stop.is_cancelled() => {
-                running.push(work_on(link, intake, stop, work));
+
+    /// Fetches until `stop`, and then until what is in hand is settled, or `give_up`. What is not settled then
+    /// is in its queue as before.
+    pub(crate) async fn run(self, stop: CancellationToken, give_up: CancellationToken) {
+        let mut retry = Retry::of("parked");
+        while let Err(error) = self.attempt(&stop, &give_up).await {
+            if !retry.wait(&error, &stop).await {
+                return;
+            }
+        }
+    }
+
+    async fn attempt(
+        &self,
+        stop: &CancellationToken,
+        give_up: &CancellationToken,
+    ) -> Result<(), BrokerError> {
+        let opening = self.nodes.open(&self.bridge, "parked");
+        let link = tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            link = opening => link?,
+        };
+        let result = tokio::select! {
+            () = give_up.cancelled() => Ok(()),
+            result = self.fetch_for_all(&link, stop) => result,
+            error = link.lost() => Err(error),
+        };
+        self.intake.router.drop_unwanted();
+        link.end(result).await
+    }
+
+    /// Fetches for as long as the connection lasts, or until `stop`; then ends when what is in hand is
+    /// settled and the broker has been told.
+    async fn fetch_for_all(
+        &self,
+        link: &Link,
+        stop: &CancellationToken,
+    ) -> Result<(), BrokerError> {
+        let intake = &*self.intake;
+        look(link, intake).await?;
+        let devices = intake.devices();
+        let parking = &devices.parking;
+        for address in parking.restart() {
+            parking.look_again(&address, devices.wants_parked(&address));
+        }
+        let fetching = Fetching { link, intake, stop, first: FirstAnswers::new() };
+        let mut running = FuturesUnordered::new();
+        loop {
+            tokio::select! {
+                biased;
+                Some(done) = running.next(), if !running.is_empty() => done?,
+                () = stop.cancelled(), if running.is_empty() => return Ok(()),
+                work = parking.next_work(), if running.len() < DEVICES_AT_A_TIME && !stop.is_cancelled() => {
+                    running.push(fetching.work_on(work));
+                }
             }
         }
     }
@@ -82,271 +112,87 @@ pub(super) async fn look(link: &Link, intake: &Intake) -> Result<(), BrokerError
         return Ok(());
     }
     let marker = intake.settings.mq.parked_prefix.as_str();
-    let options = QueueDeclareOptions::default().passive();
-    let looked =
-        link.channel().await?.queue_declare(marker.into(), options, FieldTable::default()).await;
-    match looked {
+    match topology::depth(link.channel().await?, marker).await {
         Ok(_) => parking.set_in_use(),
         Err(error) if topology::is_missing(&error) => parking.set_never_used(),
-        Err(error) => match topology::code(&error) {
-            Some(_) => {
-                warn!(queue = marker, %error, "cannot look whether anything was parked; taking it that something was.");
-                parking.set_in_use();
-            }
-            None => return Err(BrokerError::during("looking for parked commands")(error)),
-        },
-    }
-    Ok(())
-}
-
-async fn work_on(
-    link: &Link,
-    intake: &Intake,
-    stop: &CancellationToken,
-    work: Work,
-) -> Result<(), BrokerError> {
-    match work {
-        Work::Fetch(address) => fetch(link, intake, stop, address).await,
-        Work::Count(address) => {
-            let queue = intake.settings.mq.parked_queue(&address);
-            if let Some(count) = count(link, &queue).await? {
-                intake.devices().parking.counted_at_broker(&address, count);
-            }
-            Ok(())
+        Err(error) if topology::code(&error).is_some() => {
+            warn!(queue = marker, %error, "cannot look whether anything was parked; taking it that something was.");
+            parking.set_in_use();
         }
-    }
-}
-
-/// Whether a bridge has asked with it whether the queue is there.
-fn is_knock(message: &Message) -> bool {
-    message.is_control() && Control::read(message.body()) == Ok(Control::Knock)
-}
-
-/// How many messages there are in a queue; zero if there is no such queue, and None if the broker
-/// does not say.
-async fn count(link: &Link, queue: &str) -> Result<Option<usize>, BrokerError> {
-    let options = QueueDeclareOptions::default().passive();
-    let channel = link.channel().await?;
-    match channel.queue_declare(queue.into(), options, FieldTable::default()).await {
-        Ok(queue) => Ok(usize::try_from(queue.message_count()).ok()),
-        Err(error) if topology::is_missing(&error) => Ok(Some(0)),
-        Err(error) => match topology::code(&error) {
-            Some(_) => Ok(None),
-            None => Err(BrokerError::during("counting parked commands")(error)),
-        },
-    }
-}
-
-/// Fetches for one device until the broker has nothing more, the device is gone, or `stop`.
-async fn fetch(
-    link: &Link,
-    intake: &Intake,
-    stop: &CancellationToken,
-    address: Address,
-) -> Result<(), BrokerError> {
-    let devices = intake.devices();
-    let finished = match devices.registry.find(&address) {
-        Some(session) if session.is_claiming() => false,
-        Some(session) => fetch_for(link, intake, stop, &address, &session).await?,
-        None => false,
-    };
-    if !finished {
-        stop.run_until_cancelled(devices.parking.until_landed(&address)).await;
-        devices.parking.interrupted(&address);
-        devices.parking.look_again(&address, devices.wants_parked(&address));
+        Err(error) => return Err(BrokerError::during("looking for parked commands")(error)),
     }
     Ok(())
 }
 
-/// Fetches for one connection; true if the broker has nothing more.
-async fn fetch_for(
-    link: &Link,
-    intake: &Intake,
-    stop: &CancellationToken,
-    address: &Address,
-    session: &Arc<Session>,
-) -> Result<bool, BrokerError> {
-    let devices = intake.devices();
-    if !devices.parking.may_be_in_use() {
-        return Ok(session.finish_parked(devices));
-    }
-    let queue = intake.settings.mq.parked_queue(address);
-    let channel = link.channel().await?;
-    let fetched = Hand::new(intake, &channel, address).fetch_all(&queue, session, stop).await?;
-    // What was not settled goes back to its place, before anyone fetches again. A channel that the
-    // broker has closed, because the queue is gone, holds nothing.
-    if channel.status().connected() {
-        let closed = channel.close(200, "done".into()).await;
-        closed.map_err(BrokerError::during("giving parked commands back"))?;
-    }
-    devices.parking.returned(address);
-    Ok(fetched)
-}
-
-/// One device's parked commands in hand.
-struct Hand<'a> {
+/// What all work on one connection shares.
+struct Fetching<'a> {
+    link: &'a Link,
     intake: &'a Intake,
-    channel: &'a Channel,
-    address: &'a Address,
-    verdicts: Arc<Verdicts>,
-    settled: mpsc::Receiver<Verdict>,
-    in_hand_max: usize,
-    /// Commands in hand, with their numbers if this process has parked them.
-    open: Vec<(u64, Option<u64>)>,
-    /// The ids of those fetched last.
-    recent: VecDeque<Box<str>>,
-    /// Whether one was given back: then those behind it must not be fetched.
-    returned: bool,
+    stop: &'a CancellationToken,
+    first: FirstAnswers,
 }
 
-impl Drop for Hand<'_> {
-    fn drop(&mut self) {
-        let holds_some = self.returned || !self.open.is_empty();
-        if holds_some && !self.recent.is_empty() {
-            let ids = std::mem::take(&mut self.recent).into();
-            self.intake.devices().parking.lost(self.address, ids);
+impl Fetching<'_> {
+    async fn work_on(&self, work: Work) -> Result<(), BrokerError> {
+        match work {
+            Work::Fetch(address) => self.fetch(address).await,
+            Work::Count(address) => self.count(address).await,
         }
     }
-}
 
-impl<'a> Hand<'a> {
-    fn new(intake: &'a Intake, channel: &'a Channel, address: &'a Address) -> Self {
-        let (verdicts, settled) = mpsc::channel(IN_HAND_MAX);
-        let verdicts = Verdicts::new(verdicts, intake.devices().metrics.clone());
-        let in_hand_max = match intake.settings.mq.queue_type {
-            QueueType::Classic => IN_HAND_MAX,
-            QueueType::Quorum => IN_HAND_OF_QUORUM_MAX,
+    /// Counts what is parked for a device: nothing if it has no queue. If the broker does not say, it stays unknown.
+    async fn count(&self, address: Address) -> Result<(), BrokerError> {
+        let queue = self.intake.settings.mq.parked_queue(&address);
+        let count = match topology::depth(self.link.channel().await?, &queue).await {
+            Ok(count) => usize::try_from(count).ok(),
+            Err(error) if topology::is_missing(&error) => Some(0),
+            Err(error) if topology::code(&error).is_some() => None,
+            Err(error) => return Err(BrokerError::during("counting parked commands")(error)),
         };
-        let (open, recent, returned) = (Vec::new(), VecDeque::new(), false);
-        Self { intake, channel, address, verdicts, settled, in_hand_max, open, recent, returned }
+        if let Some(count) = count {
+            self.intake.devices().parking.counted_at_broker(&address, count);
+        }
+        Ok(())
     }
 
-    /// Fetches until the broker has nothing more, which is true, or one was given back.
-    async fn fetch_all(
-        mut self,
-        queue: &str,
+    /// Fetches for one device until the broker has nothing more, the device is gone, or `stop`.
+    async fn fetch(&self, address: Address) -> Result<(), BrokerError> {
+        let devices = self.intake.devices();
+        let finished = match devices.registry.find(&address) {
+            Some(session) if session.is_claiming() => false,
+            Some(session) => self.fetch_for(&address, &session).await?,
+            None => false,
+        };
+        if !finished {
+            self.stop.run_until_cancelled(devices.parking.until_landed(&address)).await;
+            devices.parking.interrupted(&address);
+            devices.parking.look_again(&address, devices.wants_parked(&address));
+        }
+        Ok(())
+    }
+
+    /// Fetches for one connection; true if the broker has nothing more.
+    async fn fetch_for(
+        &self,
+        address: &Address,
         session: &Arc<Session>,
-        stop: &CancellationToken,
     ) -> Result<bool, BrokerError> {
         let devices = self.intake.devices();
-        while !self.returned && !stop.is_cancelled() {
-            while let Ok(verdict) = self.settled.try_recv() {
-                self.settle(verdict).await?;
-            }
-            if self.returned {
-                break;
-            }
-            if self.open.len() >= self.in_hand_max {
-                self.wait().await?;
-                continue;
-            }
-            devices.parking.asking(self.address);
-            let got = self.channel.basic_get(queue.into(), BasicGetOptions { no_ack: false }).await;
-            match got {
-                Ok(got) if self.misses_some(got.as_ref()) => {
-                    if let Some(early) = got {
-                        self.put_back(early.delivery.delivery_tag).await?;
-                    }
-                    if session.is_closed() {
-                        return Ok(false);
-                    }
-                    tokio::time::sleep(LOOK_AGAIN).await;
-                }
-                Ok(Some(got)) => self.take_up(got.delivery.into(), session),
-                Ok(None) if !self.open.is_empty() => self.wait().await?,
-                Ok(None) if session.finish_parked(devices) => return Ok(true),
-                Ok(None) if session.is_closed() => return Ok(false),
-                Ok(None) => {
-                    stop.run_until_cancelled(devices.parking.until_landed(self.address)).await;
-                }
-                Err(error) if topology::is_missing(&error) => {
-                    return Ok(session.finish_parked(devices));
-                }
-                // What is parked there comes before what comes now, so its node is waited for.
-                Err(error) if topology::is_away(&error) => {
-                    tokio::time::sleep(LOOK_AGAIN).await;
-                    return Ok(false);
-                }
-                Err(error) => return Err(BrokerError::during("fetching parked commands")(error)),
-            }
+        if !devices.parking.may_be_in_use() {
+            return Ok(session.finish_parked(devices));
         }
-        // What was written before one was given back is still to be settled.
-        while !self.open.is_empty() {
-            self.wait().await?;
+        let queue = self.intake.settings.mq.parked_queue(address);
+        let turn = self.first.turn().await;
+        let channel = self.link.channel().await?;
+        let hand = Hand::new(self.intake, &channel, address);
+        let fetched = hand.fetch_all(&queue, session, self.stop, turn).await?;
+        // What was not settled goes back to its place, before anyone fetches again. A channel that the
+        // broker has closed, because the queue is gone, holds nothing.
+        if channel.status().connected() {
+            let closed = channel.close(200, "done".into()).await;
+            closed.map_err(BrokerError::during("giving parked commands back"))?;
         }
-        Ok(false)
-    }
-
-    fn take_up(&mut self, delivered: Delivered, session: &Arc<Session>) {
-        let tag = delivered.tag;
-        let devices = self.intake.devices();
-        let settlement = Settlement::new(tag, &self.verdicts);
-        if is_knock(&delivered.message) {
-            self.open.push((tag, None));
-            settlement.settle();
-            return;
-        }
-        let id = message::parked_id(&delivered.message.properties).map(Into::into);
-        let (order, number) = self.intake.parked_order(delivered, self.address, settlement);
-        self.open.push((tag, number));
-        self.recent.extend(id);
-        if self.recent.len() > RECENT_MAX {
-            self.recent.pop_front();
-        }
-        let order = match order {
-            Ok(order) => order,
-            Err(settlement) => {
-                settlement.into_iter().for_each(Settlement::settle);
-                return;
-            }
-        };
-        let now = order.facts.origin.arrived;
-        match self.intake.router.route_parked(order, session, now.mono) {
-            Ok(Routed::Waiting) => {}
-            Ok(Routed::Written(settlement)) => settlement.into_iter().for_each(Settlement::settle),
-            Ok(Routed::Concluded(order, fate)) => devices.reporter.report(order, fate),
-            Err(order) => {
-                self.returned = true;
-                devices.hand_back_untouched(order);
-            }
-        }
-    }
-
-    /// Whether what was in hand on an earlier connection has to come before what the broker shows.
-    fn misses_some(&self, shown: Option<&BasicGetMessage>) -> bool {
-        let id = shown.and_then(|shown| message::parked_id(&shown.delivery.properties));
-        self.intake.devices().parking.misses_some(self.address, id, Instant::now())
-    }
-
-    /// Puts one back in its place in the queue.
-    async fn put_back(&self, tag: u64) -> Result<(), BrokerError> {
-        let options = BasicNackOptions { multiple: false, requeue: true };
-        let put = self.channel.basic_nack(tag, options).await;
-        put.map_err(BrokerError::during("putting a parked command back"))
-    }
-
-    /// Waits until one in hand is settled.
-    async fn wait(&mut self) -> Result<(), BrokerError> {
-        match self.settled.recv().await {
-            Some(verdict) => self.settle(verdict).await,
-            None => Ok(()),
-        }
-    }
-
-    async fn settle(&mut self, verdict: Verdict) -> Result<(), BrokerError> {
-        let (tag, is_done) = match verdict {
-            Verdict::Ack(tag) => (tag, true),
-            Verdict::Return(tag) => (tag, false),
-        };
-        let position = self.open.iter().position(|(open, _)| *open == tag);
-        let number = position.and_then(|at| self.open.remove(at).1);
-        if !is_done {
-            self.returned = true;
-            return Ok(());
-        }
-        let acked = self.channel.basic_ack(tag, BasicAckOptions { multiple: false }).await;
-        acked.map_err(BrokerError::during("acknowledging parked commands"))?;
-        self.intake.devices().parking.fetched(self.address, number);
-        Ok(())
+        devices.parking.returned(address);
+        Ok(fetched)
     }
 }

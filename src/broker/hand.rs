@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::BrokerError;
 use super::acks::Acks;
-use super::intake::{Intake, Taken};
+use super::intake::{Intake, Queue, Taken};
 use super::message::Delivered;
 use super::stream::Stream;
 use crate::clock;
@@ -34,8 +34,7 @@ const PROOF_GRACE: Duration = Duration::from_millis(5);
 /// The deliveries of one channel.
 pub(super) struct Hand<'a> {
     intake: &'a Intake,
-    /// Whether it is what other bridges send, not what is in the command queue.
-    from_inbox: bool,
+    from: Queue,
     stream: Stream,
     acks: Acks,
     verdicts: Arc<Verdicts>,
@@ -46,6 +45,8 @@ pub(super) struct Hand<'a> {
     waiting_since: Option<Instant>,
     /// A command for many, on its way to each.
     fanout: Option<Fanout>,
+    /// How many were given back.
+    returned: usize,
     /// How many unsettled deliveries the metrics know of.
     counted: i64,
 }
@@ -57,7 +58,7 @@ impl Drop for Hand<'_> {
 }
 
 impl<'a> Hand<'a> {
-    pub(super) fn new(intake: &'a Intake, stream: Stream, from_inbox: bool) -> Self {
+    pub(super) fn new(intake: &'a Intake, stream: Stream, from: Queue) -> Self {
         let mq = &intake.settings.mq;
         let (prefetch, stalled_max) =
             (usize::from(mq.prefetch.get()), usize::from(mq.stalled_max.get()));
@@ -67,7 +68,7 @@ impl<'a> Hand<'a> {
         let (acks, waiting_since, fanout) = (Acks::default(), None, None);
         Self {
             intake,
-            from_inbox,
+            from,
             stream,
             acks,
             verdicts,
@@ -76,6 +77,7 @@ impl<'a> Hand<'a> {
             stalled_max,
             waiting_since,
             fanout,
+            returned: 0,
             counted: 0,
         }
     }
@@ -111,7 +113,7 @@ impl<'a> Hand<'a> {
         let intake = self.intake;
         let devices = intake.devices();
         let settlement = Settlement::new(tag, &self.verdicts);
-        let settlement = match intake.take(delivered, self.from_inbox, settlement) {
+        let settlement = match intake.take(delivered, self.from, settlement) {
             Taken::One(order) => {
                 let now = order.facts.origin.arrived.mono;
                 match intake.router.route(order, now) {
@@ -143,7 +145,7 @@ impl<'a> Hand<'a> {
     fn judge(&mut self, verdict: Verdict) {
         match verdict {
             Verdict::Ack(tag) => self.settle(tag),
-            Verdict::Return(_) => {}
+            Verdict::Return(_) => self.returned += 1,
         }
     }
 
@@ -218,34 +220,42 @@ impl<'a> Hand<'a> {
 
     /// Takes up what the broker sent before it heard of the cancellation.
     async fn take_up_early(&mut self) -> Result<(), BrokerError> {
-        while self.fanout.is_some() {
-            self.fan_out();
-            tokio::task::yield_now().await;
-        }
+        self.finish_fanout().await;
         while let Some(delivered) = self.stream.ready()? {
             self.take_up(delivered)?;
-            while self.fanout.is_some() {
-                self.fan_out();
-                tokio::task::yield_now().await;
-            }
+            self.finish_fanout().await;
         }
         Ok(())
     }
 
-    /// Takes no more, and waits for the fate of what is in hand. What came and was not taken up
-    /// goes back to the queue with the channel; but to no inbox, which is deleted then.
-    pub(super) async fn finish(mut self) -> Result<(), BrokerError> {
-        self.stream.cancel().await?;
-        if self.from_inbox {
-            self.take_up_early().await?;
-        } else {
-            self.stream.forget_early();
-        }
+    /// Sends what is on its way to many to the rest of them.
+    async fn finish_fanout(&mut self) {
         while self.fanout.is_some() {
             self.fan_out();
             tokio::task::yield_now().await;
         }
-        while self.acks.open_count() > 0 {
+    }
+
+    /// Whether the fate of something in hand is still to come. What was given back goes with the channel, and whoever
+    /// empties an inbox takes it from there once more; that of the command queue is waited for until this bridge is told
+    /// to give up.
+    fn awaits_some(&self) -> bool {
+        let returned = if self.from.is_inbox() { self.returned } else { 0 };
+        self.acks.open_count() > returned
+    }
+
+    /// Takes no more, and waits for the fate of what is in hand. What came and was not taken up
+    /// goes back to the queue with the channel; but what came from an inbox is taken up all the same, as
+    /// there may be nobody after this who reads that inbox. True if nothing was given back.
+    pub(super) async fn finish(mut self) -> Result<bool, BrokerError> {
+        self.stream.cancel().await?;
+        if self.from.is_inbox() {
+            self.take_up_early().await?;
+        } else {
+            self.stream.forget_early();
+        }
+        self.finish_fanout().await;
+        while self.awaits_some() {
             tokio::select! {
                 Some(verdict) = self.settled.recv() => self.judge(verdict),
                 // Nothing is delivered any more; this keeps the connection alive.
@@ -253,6 +263,7 @@ impl<'a> Hand<'a> {
             }
             self.acknowledge()?;
         }
-        self.stream.close().await
+        self.stream.close().await?;
+        Ok(self.returned == 0)
     }
 }

@@ -31,10 +31,15 @@ pub(super) fn hear(devices: &Devices, cluster: &Cluster, message: &Message) {
     if let Control::Left { bridge } = &control {
         info!(bridge, "another bridge takes over from one that is gone");
         cluster.none_moved_to(bridge);
+        cluster.is_no_heir(bridge);
+        cluster.forget_bridge(bridge);
         cluster.push(Work::ClaimAgain);
         return;
     }
     if let Control::Moving { bridge, devices: ended, within_ms, turn } = &control {
+        // Nothing goes to it directly from now on: it leaves its inbox, and nobody reads that any more.
+        cluster.none_moved_to(bridge);
+        cluster.is_no_heir(bridge);
         // Those that come here are later.
         let latest = ended.iter().map(|ended| ended.epoch).max();
         devices.registry.heard(latest.unwrap_or_default());

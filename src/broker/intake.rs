@@ -40,29 +40,24 @@ impl Intake {
         &self.router.devices
     }
 
-    /// Makes of a message from the command queue what it is, or of one from the inbox, which other bridges
-    /// fill. If it is no command, that is dealt with, and its settlement is given back if it may be
+    /// Makes of a message what it is. If it is no command, that is dealt with, and its settlement is given back if it may be
     /// settled at once.
-    pub(super) fn take(
-        &self,
-        delivered: Delivered,
-        from_inbox: bool,
-        settlement: Settlement,
-    ) -> Taken {
-        let Delivered { redelivered, mut message, .. } = delivered;
+    pub(super) fn take(&self, delivered: Delivered, from: Queue, settlement: Settlement) -> Taken {
+        let Delivered { mut redelivered, mut message, .. } = delivered;
         let mut marks = RouteMarks::default();
         let mut died = None;
         if let Some(cluster) = &self.devices().cluster {
             if let Some(queue) = message.died_in()
                 && let Some(bridge) = self.settings.mq.bridge_of(&queue)
             {
-                // Nobody reads it there.
+                // Nobody reads it there; whether somebody has read it, and died with it in hand, the broker does not say.
                 cluster.heard_of(bridge);
                 died = message.expiration_at_death();
+                redelivered = true;
             }
             if message.is_control() {
                 // One that died in another bridge's inbox was not meant for this one, and is said again.
-                if from_inbox {
+                if from.is_inbox() {
                     inbox::hear(self.devices(), cluster, &message);
                 }
                 return Taken::Settled(Some(settlement));
@@ -76,16 +71,18 @@ impl Intake {
                 marks.until_ms = marks.until_ms.or(Some(until_ms));
             }
         }
-        if from_inbox {
+        if from.is_inbox() {
             // It came by the address of its device or by the name of this queue.
             message.routing_key = self.settings.mq.command_key().into();
         }
         let arrived = Moment::now();
         let number = self.numbers.fetch_add(1, Ordering::Relaxed);
         let redelivered = redelivered || marks.redelivered;
-        let origin = Origin { redelivered, route: marks.route, ..origin(message, arrived, number) };
+        let by_binding = from == Queue::Inbox && !marks.route.handed;
+        let route = Route { by_binding, ..marks.route };
+        let origin = Origin { redelivered, route, ..origin(message, arrived, number) };
         let decoded = self.decode(&origin);
-        let decoded = decoded.and_then(|decoded| self.routable(decoded, &marks, from_inbox));
+        let decoded = decoded.and_then(|decoded| self.routable(decoded, &marks, from));
         let Decoded { recipients, terms, id } = match decoded {
             Ok(decoded) => decoded,
             Err(invalid) => return Taken::Settled(self.refuse(origin, invalid, settlement)),
@@ -123,14 +120,14 @@ impl Intake {
         &self,
         decoded: Decoded,
         marks: &RouteMarks,
-        from_inbox: bool,
+        from: Queue,
     ) -> Result<Decoded, Invalid> {
         if self.devices().cluster.is_none() || marks.address.is_some() {
             return Ok(decoded);
         }
         let reason = match &decoded.recipients {
             Recipients::One(_) => return Ok(decoded),
-            Recipients::These(_) if !from_inbox => return Ok(decoded),
+            Recipients::These(_) if from == Queue::Commands => return Ok(decoded),
             Recipients::These(_) => {
                 "addresses: a command that is published to MQ_ROUTE_EXCHANGE is for one device"
             }
@@ -209,7 +206,24 @@ impl Intake {
     }
 }
 
-/// What a message from the command queue is.
+/// The queue a message comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Queue {
+    /// The command queue.
+    Commands,
+    /// This bridge's inbox, which other bridges fill, and senders who publish to the route exchange.
+    Inbox,
+    /// That of a bridge that is gone.
+    InboxOfAnother,
+}
+
+impl Queue {
+    pub(super) fn is_inbox(self) -> bool {
+        self != Self::Commands
+    }
+}
+
+/// What a message is.
 pub(super) enum Taken {
     One(Order),
     Many(Fanout),

@@ -8,11 +8,11 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use ring::rand::{SystemRandom, generate};
 use tracing::warn;
 
 use super::BrokerError;
 use super::connection::Link;
+use crate::chance;
 use crate::settings::{Broker, Endpoint};
 
 /// Where the broker is.
@@ -27,9 +27,7 @@ impl Nodes {
     /// The hosts in the settings, in an order drawn by lot.
     pub(crate) fn new(mq: &Broker) -> Arc<Self> {
         // Without random numbers: in the order in which they are listed.
-        let lot = generate::<[u8; 8]>(&SystemRandom::new());
-        let lot = lot.map_or(0, |lot| u64::from_le_bytes(lot.expose()));
-        let hosts = Mutex::new(Preference::new(mq.endpoints(), lot));
+        let hosts = Mutex::new(Preference::new(mq.endpoints(), chance::draw()));
         Arc::new(Self { mq: mq.clone(), hosts })
     }
 
@@ -63,6 +61,12 @@ impl Nodes {
     /// A connection to this host could not be made, or came to a bad end: the next attempt begins elsewhere.
     pub(super) fn failed(&self, host: &Endpoint) {
         self.lock().failed(host);
+    }
+
+    /// The same, of a connection that worked for a while: its error then names the host.
+    pub(super) fn blame(&self, host: &Endpoint, error: BrokerError) -> BrokerError {
+        self.failed(host);
+        BrokerError::At { address: host.to_string(), source: Box::new(error) }
     }
 
     /// How connections are made, wherever.

@@ -10,17 +10,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lapin::options::QueueDeclareOptions;
-use lapin::types::{AMQPValue, FieldTable, LongString};
+use lapin::types::FieldTable;
 use tokio::time::Instant;
 use tracing::warn;
 
 use super::BrokerError;
 use super::connection::Link;
 use super::decode::PARK_TTL_MAX;
-use super::topology::{self, PRECONDITION_FAILED};
+use super::topology::{self, Arguments, PRECONDITION_FAILED};
 use crate::command::Address;
 use crate::parking::Parking;
-use crate::settings::{QueueType, Settings};
+use crate::settings::Settings;
 
 /// A queue in which nothing was parked and from which nothing was fetched for this long vanishes,
 /// and what is in it would vanish untold: so it is longer than anything may be parked.
@@ -60,7 +60,8 @@ impl<'a> ParkedQueues<'a> {
         }
         if !self.marker_is_declared {
             let marker = self.settings.mq.parked_prefix.clone();
-            self.declare(&marker, self.of_its_type()).await?;
+            let arguments = Arguments::of(self.settings.mq.queue_type).table();
+            self.declare(&marker, arguments).await?;
             self.parking.set_in_use();
             self.marker_is_declared = true;
         }
@@ -74,28 +75,15 @@ impl<'a> ParkedQueues<'a> {
         Ok(())
     }
 
-    fn of_its_type(&self) -> FieldTable {
-        let mut arguments = FieldTable::default();
-        arguments.insert("x-queue-type".into(), text(self.settings.mq.queue_type.word()));
-        arguments
-    }
-
     /// What the broker does with a command that is parked for too long: it passes it on to the
     /// undelivered exchange under the key that commands have.
     fn arguments(&self) -> FieldTable {
         let mq = &self.settings.mq;
-        let mut arguments = self.of_its_type();
-        let expires = i64::try_from(EXPIRES.as_millis()).unwrap_or(i64::MAX);
-        arguments.insert("x-expires".into(), AMQPValue::LongLongInt(expires));
-        arguments.insert("x-dead-letter-exchange".into(), text(&mq.undelivered_exchange));
-        arguments.insert("x-dead-letter-routing-key".into(), text(mq.command_key()));
-        if mq.queue_type == QueueType::Quorum {
-            arguments.insert("x-delivery-limit".into(), AMQPValue::LongInt(RETURNS_MAX));
-            // It keeps the command until the queue it is passed on to has it, which needs this overflow.
-            arguments.insert("x-dead-letter-strategy".into(), text("at-least-once"));
-            arguments.insert("x-overflow".into(), text("reject-publish"));
-        }
-        arguments
+        Arguments::of(mq.queue_type)
+            .expires(EXPIRES)
+            .dead_letters(&mq.undelivered_exchange, mq.command_key())
+            .returns_max(RETURNS_MAX)
+            .table()
     }
 
     /// Declares a queue, or takes it as it is; how many messages it holds.
@@ -106,19 +94,14 @@ impl<'a> ParkedQueues<'a> {
         let declared = match declared {
             Err(error) if topology::code(&error) == Some(PRECONDITION_FAILED) => {
                 warn!(queue, %error, "a queue for parked commands exists and is not as the bridge declares it; it is used as it is.");
-                let channel = self.link.channel().await?;
-                channel.queue_declare(queue.into(), durable.passive(), FieldTable::default()).await
+                topology::depth(self.link.channel().await?, queue).await
             }
-            other => other,
+            declared => declared.map(|queue| queue.message_count()),
         };
-        let declared = declared.map_err(|error| {
+        let held = declared.map_err(|error| {
             let advice = "let MQ_USERNAME configure, write and read queues whose names begin with MQ_PARKED_PREFIX";
             topology::refusal(format!("queue `{queue}`"), &error, advice)
         })?;
-        Ok(usize::try_from(declared.message_count()).unwrap_or(usize::MAX))
+        Ok(usize::try_from(held).unwrap_or(usize::MAX))
     }
-}
-
-fn text(text: &str) -> AMQPValue {
-    AMQPValue::LongString(LongString::from(text))
 }

@@ -3,13 +3,15 @@
 //! Each bridge has an exchange and a queue of its own, the inbox. A device that is connected to it is bound:
 //! the exchange that all share routes what is published with its address to that bridge. Everything that
 //! binds, claims and passes on goes through one channel, because the broker takes a channel's operations
-//! in their order. After any trouble all of it is made anew, beginning with the exchange.
+//! in their order. After any trouble each device is claimed anew; what is bound already stays so.
 
 mod followed;
+mod inbox;
 mod table;
 mod takeover;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -18,13 +20,13 @@ use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
+use self::inbox::Inbox;
 use self::table::Table;
 use super::connection::{self as link, Link};
-use super::hand::Hand;
-use super::intake::Intake;
+use super::intake::{Intake, Queue};
 use super::nodes::Nodes;
 use super::retry::Retry;
-use super::stream::{Courier, Source, Stream};
+use super::stream::Courier;
 use super::{BrokerError, client, topology};
 use crate::cluster::Cluster;
 
@@ -35,28 +37,38 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// Binds this bridge's devices, and passes on what is for those of others.
 #[derive(Debug)]
 pub(crate) struct Routes {
-    pub(crate) intake: Arc<Intake>,
-    pub(crate) nodes: Arc<Nodes>,
-    pub(crate) cluster: Arc<Cluster>,
+    intake: Arc<Intake>,
+    nodes: Arc<Nodes>,
+    cluster: Arc<Cluster>,
+    /// Whether the inbox was missing, and its declaration has not been answered yet.
+    inbox_is_unborn: AtomicBool,
 }
 
 impl Routes {
-    /// Routes until `stop`, when no device is connected any more; then hands on what is in the inbox, and leaves
-    /// nothing of this bridge at the broker. True if that was done.
-    pub(crate) async fn run(self, stop: CancellationToken) -> bool {
-        let mut retry = Retry::of("routes");
-        while let Err(error) = self.attempt(&stop).await {
-            if !retry.wait(&error, &stop).await {
-                return false;
-            }
-        }
-        true
+    pub(crate) fn new(intake: &Arc<Intake>, nodes: &Arc<Nodes>, cluster: Arc<Cluster>) -> Self {
+        let (intake, nodes) = (Arc::clone(intake), Arc::clone(nodes));
+        Self { intake, nodes, cluster, inbox_is_unborn: AtomicBool::new(false) }
     }
 
-    async fn attempt(&self, stop: &CancellationToken) -> Result<(), BrokerError> {
+    /// Routes until `stop`, when no device is connected any more; then hands on what is in the inbox, and leaves
+    /// it: a classic queue is deleted, a quorum queue stays, empty, and vanishes when nobody has used it for long.
+    /// Nothing else of this bridge stays at the broker. True if that was done, and nothing had to be handed on that may
+    /// have been written here.
+    pub(crate) async fn run(self, stop: CancellationToken) -> bool {
+        let mut retry = Retry::of("routes");
+        loop {
+            match self.attempt(&stop).await {
+                Ok(took_all) => return took_all,
+                Err(error) if retry.wait(&error, &stop).await => {}
+                Err(_) => return false,
+            }
+        }
+    }
+
+    async fn attempt(&self, stop: &CancellationToken) -> Result<bool, BrokerError> {
         let opening = self.nodes.open(&self.cluster.bridge, "routes");
         let link = tokio::select! {
-            () = stop.cancelled() => return Ok(()),
+            () = stop.cancelled() => return Ok(true),
             link = opening => link?,
         };
         let result = tokio::select! {
@@ -69,16 +81,17 @@ impl Routes {
         link.end(result).await
     }
 
-    async fn route(&self, link: &Link, stop: &CancellationToken) -> Result<(), BrokerError> {
+    async fn route(&self, link: &Link, stop: &CancellationToken) -> Result<bool, BrokerError> {
         let (settings, bridge) = (&self.intake.settings, &*self.cluster.bridge);
         topology::prepare_routes(link, settings, bridge).await?;
-        let inbox = settings.mq.inbox(bridge);
+        topology::prepare_inbox(link, settings, bridge, &self.inbox_is_unborn).await?;
         let courier =
             Courier::open(&settings.mq, link.host(), &link::name(bridge, "routes publisher"))
                 .await?;
-        let source = Source { queue: inbox.clone(), exclusive: true };
-        let stream =
-            Stream::open(&settings.mq, link.host(), &link::name(bridge, "inbox"), source).await?;
+        let name = link::name(bridge, "inbox");
+        let (intake, queue) = (&self.intake, Queue::Inbox);
+        let inbox = Inbox { link, intake, of: bridge, queue, reader: &name };
+        let stream = inbox.open().await?;
         let events = client::follow(link, settings, &followed::KEYS).await?;
         self.intake.devices().parking.all_left_to_others();
         topology::open_inbox(link, settings, bridge).await?;
@@ -88,12 +101,9 @@ impl Routes {
         for session in self.intake.devices().registry.all() {
             self.cluster.touch(session.address());
         }
-        info!(inbox, "taking commands from other bridges");
+        info!(inbox = settings.mq.inbox(bridge), "taking commands from other bridges");
         let empty = CancellationToken::new();
-        let consuming = async {
-            let hand = Hand::new(&self.intake, stream, true).consume(&empty).await?;
-            hand.finish().await
-        };
+        let consuming = inbox.take_all(stream, &empty);
         let work = async {
             tokio::pin!(consuming);
             let mut takeovers = FuturesUnordered::new();
@@ -124,13 +134,12 @@ impl Routes {
                 tokio::task::coop::consume_budget().await;
             }
         };
-        tokio::select! {
+        let took_all = tokio::select! {
             worked = work => worked?,
             error = followed::hear(events, &settings.mq.route_exchange, self.intake.devices(), &self.cluster) => return Err(error),
-        }
+        };
         self.cluster.set_routing(false);
-        topology::close_inbox(link, settings, bridge).await?;
-        topology::delete_inbox(link, settings, bridge).await?;
-        table.close().await
+        table.close().await?;
+        Ok(took_all)
     }
 }

@@ -24,10 +24,10 @@ use tokio::time::timeout;
 pub(super) use self::courier::{Courier, NUMBER_HEADER, Said};
 use self::frames::{Deliver, Frame, Header};
 use self::wire::Wire;
-use super::BrokerError;
 use super::acks::Ack;
 use super::connection::{self as link, CLOSE_TIMEOUT};
 use super::message::{Delivered, Message, Properties};
+use super::{BrokerError, topology};
 use crate::settings::{Broker, Endpoint};
 
 /// The channel of what concerns the connection as a whole, and the only other one.
@@ -136,7 +136,13 @@ impl Stream {
             })
             .await
         };
-        self.tag = consuming.await.map_err(BrokerError::during("consuming"))?;
+        self.tag = consuming.await.map_err(|error| match topology::code(&error) {
+            Some(_) => {
+                let advice = "let MQ_USERNAME read from it; if it is sick while all nodes run, which the broker's log says, delete it";
+                topology::refusal(format!("queue `{}`", self.source.queue), &error, advice)
+            }
+            None => BrokerError::during("consuming")(error),
+        })?;
         Ok(())
     }
 

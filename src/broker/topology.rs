@@ -4,6 +4,7 @@
 //! channel of its own, because the broker closes the channel that asks for what is not there. A type
 //! the bridge cannot work with is an error that names the object and the setting.
 
+mod arguments;
 mod inboxes;
 
 use std::sync::Arc;
@@ -12,12 +13,14 @@ use lapin::options::{
     BasicConsumeOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions,
 };
 use lapin::protocol::AMQPError;
-use lapin::types::{AMQPValue, FieldTable, LongString};
+use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Channel, ErrorKind, ExchangeKind};
 use tracing::{info, warn};
 
+pub(super) use self::arguments::Arguments;
 pub(super) use self::inboxes::{
-    INBOX_TTL, act_for, close_inbox, delete_inbox, inbox_depth, open_inbox, prepare_routes,
+    INBOX_TTL, act_for, close_inbox, has_died, inbox_depth, leave_inbox, open_inbox, prepare_inbox,
+    prepare_routes,
 };
 use super::BrokerError;
 use super::connection::Link;
@@ -30,6 +33,15 @@ pub(super) const PRECONDITION_FAILED: u16 = 406;
 
 /// Matches every key on a topic exchange and stands for none elsewhere.
 const ANY_KEY: &str = "#";
+
+/// An exchange that is still there when the broker was away.
+const DURABLE: ExchangeDeclareOptions = ExchangeDeclareOptions {
+    passive: false,
+    durable: true,
+    auto_delete: false,
+    internal: false,
+    nowait: false,
+};
 
 /// Whether missing things are declared or only told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -206,17 +218,9 @@ async fn exchange(
     missing: Missing,
 ) -> Result<Found, BrokerError> {
     let object = format!("exchange `{name}`");
-    let options = |passive| ExchangeDeclareOptions {
-        passive,
-        durable: true,
-        auto_delete: false,
-        internal: false,
-        nowait: false,
-    };
     let declare = async |channel: Channel, passive| {
-        channel
-            .exchange_declare(name.into(), kind.clone(), options(passive), FieldTable::default())
-            .await
+        let options = ExchangeDeclareOptions { passive, ..DURABLE };
+        channel.exchange_declare(name.into(), kind.clone(), options, FieldTable::default()).await
     };
     match declare(link.channel().await?, true).await {
         Ok(()) => return Ok(Found::Existing),
@@ -243,8 +247,8 @@ async fn queue(
     missing: Missing,
 ) -> Result<Found, BrokerError> {
     let object = format!("queue `{name}`");
-    match declare_queue(&link.channel().await?, name, None).await {
-        Ok(()) => return Ok(Found::Existing),
+    match depth(link.channel().await?, name).await {
+        Ok(_) => return Ok(Found::Existing),
         Err(error) if is_missing(&error) => {}
         Err(error) => {
             let advice =
@@ -255,7 +259,7 @@ async fn queue(
     if missing == Missing::Tell {
         return Ok(Found::Missing(object));
     }
-    let declared = declare_queue(&link.channel().await?, name, Some(kind)).await;
+    let declared = declare_queue(&link.channel().await?, name, kind).await;
     declared.map_err(|error| {
         refusal(object.clone(), &error, "declare it, or let MQ_USERNAME configure it")
     })?;
@@ -263,25 +267,25 @@ async fn queue(
     Ok(Found::Declared)
 }
 
-/// Declares a durable queue of `kind`, or only looks for it.
-async fn declare_queue(
-    channel: &Channel,
-    name: &str,
-    kind: Option<QueueType>,
-) -> lapin::Result<()> {
-    let options = QueueDeclareOptions { passive: kind.is_none(), ..QueueDeclareOptions::durable() };
-    let mut arguments = FieldTable::default();
-    if let Some(kind) = kind {
-        arguments
-            .insert("x-queue-type".into(), AMQPValue::LongString(LongString::from(kind.word())));
-    }
+/// How many messages wait in a queue, asked on `channel`, which is closed then. Whoever asks has opened it: what goes
+/// wrong with that says nothing of the queue.
+pub(super) async fn depth(channel: Channel, name: &str) -> lapin::Result<u32> {
+    let options = QueueDeclareOptions::default().passive();
+    let queue = channel.queue_declare(name.into(), options, FieldTable::default()).await?;
+    channel.close(200, "done".into()).await?;
+    Ok(queue.message_count())
+}
+
+/// Declares a durable queue of `kind`.
+async fn declare_queue(channel: &Channel, name: &str, kind: QueueType) -> lapin::Result<()> {
+    let (options, arguments) = (QueueDeclareOptions::durable(), Arguments::of(kind).table());
     channel.queue_declare(name.into(), options, arguments).await.map(|_| ())
 }
 
 /// An operator who names the queue type means it: an existing queue of another one is an error. The
 /// broker only tells by refusing to declare it again; a refusal for other arguments is no matter.
 async fn hold_to_type(link: &Link, name: &str, kind: QueueType) -> Result<(), BrokerError> {
-    match declare_queue(&link.channel().await?, name, Some(kind)).await {
+    match declare_queue(&link.channel().await?, name, kind).await {
         Err(error) if says(&error, PRECONDITION_FAILED, "x-queue-type") => {
             let advice = "set MQ_QUEUE_TYPE to the type the queue has, or delete the queue and let the bridge declare it again";
             Err(refusal(format!("queue `{name}`"), &error, advice))
@@ -294,7 +298,7 @@ async fn hold_to_type(link: &Link, name: &str, kind: QueueType) -> Result<(), Br
 /// rights first, and then refuses an argument that cannot be.
 async fn may_consume(link: &Link, name: &str) -> Result<(), BrokerError> {
     let mut arguments = FieldTable::default();
-    arguments.insert("x-priority".into(), AMQPValue::LongString(LongString::from("none")));
+    arguments.insert("x-priority".into(), AMQPValue::LongString("none".into()));
     let options =
         BasicConsumeOptions { no_local: false, no_ack: false, exclusive: false, nowait: false };
     let channel = link.channel().await?;
@@ -315,15 +319,8 @@ async fn hold_to_kind(
     kind: ExchangeKind,
     advice: &'static str,
 ) -> Result<(), BrokerError> {
-    let options = ExchangeDeclareOptions {
-        passive: false,
-        durable: true,
-        auto_delete: false,
-        internal: false,
-        nowait: false,
-    };
     let channel = link.channel().await?;
-    match channel.exchange_declare(name.into(), kind, options, FieldTable::default()).await {
+    match channel.exchange_declare(name.into(), kind, DURABLE, FieldTable::default()).await {
         Err(error) if says(&error, PRECONDITION_FAILED, "'type'") => {
             Err(refusal(format!("exchange `{name}`"), &error, advice))
         }
@@ -368,8 +365,10 @@ async fn bind(
 }
 
 pub(super) fn refusal(object: String, error: &lapin::Error, advice: &'static str) -> BrokerError {
-    let said = amqp(error).map_or_else(|| error.to_string(), |amqp| amqp.get_message().to_string());
-    BrokerError::Topology { object, said, advice }
+    let Some(amqp) = amqp(error) else {
+        return BrokerError::during("declaring what is needed")(error.clone());
+    };
+    BrokerError::Topology { object, said: amqp.get_message().to_string(), advice }
 }
 
 /// What the broker itself said, if it was the broker.

@@ -14,7 +14,14 @@ pub(crate) const TYPE: &str = "rabbitline.cluster";
 #[serde(tag = "says", rename_all = "snake_case")]
 pub(crate) enum Control {
     /// A device has connected to `bridge`: whoever has an earlier connection of it is to let it go.
-    Claim { address: String, bridge: String, epoch: u64 },
+    /// It does so on a connection to the broker opened at `opened_ms`, which only it has to understand.
+    Claim {
+        address: String,
+        bridge: String,
+        epoch: u64,
+        #[serde(default)]
+        opened_ms: u64,
+    },
     /// The connection that had this epoch is closed and reported, what waited for it is handed over, and
     /// nothing more comes here for the device.
     Yielded { address: String, epoch: u64 },
@@ -22,8 +29,8 @@ pub(crate) enum Control {
     Later { address: String, epoch: u64 },
     /// The device was here and is not: claim it again.
     Gone { address: String },
-    /// To itself, behind all that came for the device before its binding ended: `to` may have it now.
-    Emptied { address: String, to: String, epoch: u64 },
+    /// To itself, behind all that came for the device before its binding ended; the bridge `to` may have it now.
+    Emptied { address: String, to: Option<String>, epoch: u64 },
     /// What came for this bridge is taken on by another, and its bindings are gone: what was claimed from it
     /// is to be claimed again.
     Left { bridge: String },
@@ -66,11 +73,17 @@ mod tests {
         let peer = std::net::SocketAddr::from(([10, 2, 0, 7], 5000));
         let ended = Ended { address: address.clone(), epoch: 7, peer };
         let all = [
-            Control::Claim { address: address.clone(), bridge: bridge.clone(), epoch: 7 },
+            Control::Claim {
+                address: address.clone(),
+                bridge: bridge.clone(),
+                epoch: 7,
+                opened_ms: 1,
+            },
             Control::Yielded { address: address.clone(), epoch: 7 },
             Control::Later { address: address.clone(), epoch: u64::MAX },
             Control::Gone { address: address.clone() },
-            Control::Emptied { address: address.clone(), to: bridge, epoch: 7 },
+            Control::Emptied { address: address.clone(), to: Some(bridge), epoch: 7 },
+            Control::Emptied { address: address.clone(), to: None, epoch: 7 },
             Control::Left { bridge: "b2".to_owned() },
             Control::Here { bridge: "b2".to_owned(), epoch: 9 },
             Control::Moving {

@@ -36,19 +36,18 @@ pub(super) struct Heirs {
 }
 
 impl Cluster {
-    /// Has the other bridges hold these devices, each list for so long; true once one of them holds all. To be
-    /// called once, when no device may connect here any more.
+    /// Tells the other bridges that this one ends, and has them hold these devices, each list for so long; true once
+    /// one of them holds all. To be called once, behind `give_up_moving`, when no device may connect here any more.
     pub(crate) async fn hand_over(
         &self,
         lists: [(Vec<Ended>, Duration); 2],
         limit: Duration,
     ) -> bool {
-        self.leaving.store(true, Ordering::Relaxed);
         let count = lists.iter().map(|(list, _)| list.len()).sum();
         let others = self.bridges().present();
         for (turn, other) in (0u32..).zip(&others) {
             for (list, within) in &lists {
-                for devices in list.chunks(DEVICES_A_MESSAGE) {
+                for devices in in_parts(list) {
                     let control = Control::Moving {
                         bridge: self.bridge.to_string(),
                         devices: devices.to_vec(),
@@ -69,7 +68,7 @@ impl Cluster {
                 said.await;
             }
         };
-        !others.is_empty() && timeout(limit, held).await.is_ok()
+        count > 0 && !others.is_empty() && timeout(limit, held).await.is_ok()
     }
 
     /// Another bridge says that it holds so many more of the devices of this one.
@@ -110,7 +109,7 @@ impl Cluster {
     /// online.
     pub(crate) fn release(&self, address: &Address) {
         let waiting = self.moving().release(address);
-        waiting.into_iter().for_each(|order| self.push(Work::Command(order, None)));
+        self.go_on(waiting);
     }
 
     /// It was told that a device has come, or has gone: what waited for it goes on.
@@ -121,7 +120,7 @@ impl Cluster {
             self.metrics.moving(moving.count());
             waiting
         };
-        waiting.into_iter().for_each(|order| self.push(Work::Command(order, None)));
+        self.go_on(waiting);
     }
 
     /// Holds a device for a little longer that has not come back in time.
@@ -158,6 +157,12 @@ impl Cluster {
     fn moving(&self) -> std::sync::MutexGuard<'_, Moving> {
         self.moving.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// At least one: others are to hear that this bridge ends, whatever it had.
+fn in_parts(devices: &[Ended]) -> impl Iterator<Item = &[Ended]> {
+    let none = devices.is_empty().then_some(devices);
+    none.into_iter().chain(devices.chunks(DEVICES_A_MESSAGE))
 }
 
 impl Heirs {

@@ -10,7 +10,6 @@ use std::sync::atomic::Ordering;
 use super::proofs::Unproved;
 use super::session::Session;
 use super::{Devices, EndReason};
-use crate::cluster::Work;
 use crate::command::Outcome;
 use crate::fate::Fate;
 use crate::order::{Facts, Order};
@@ -117,7 +116,7 @@ impl Devices {
             && cluster.heir().is_some()
         {
             // Another bridge has the device soon.
-            cluster.push(Work::Command(order, None));
+            cluster.go_on([order]);
             return;
         }
         if is_kept || !order.settlement.is_live() {
@@ -128,9 +127,11 @@ impl Devices {
         self.reporter.report(order, Fate::new(Outcome::Offline, reason));
     }
 
-    /// Gives a command of which nothing was written back to the broker.
+    /// Gives a command of which nothing was written here back to the broker.
     pub(crate) fn hand_back_untouched(&self, order: Order) {
-        self.reporter.untouched(&order.facts);
+        if !order.facts.steps.may_be_elsewhere.load(Ordering::Relaxed) {
+            self.reporter.untouched(&order.facts);
+        }
         order.settlement.hand_back();
     }
 }

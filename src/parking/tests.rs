@@ -117,3 +117,20 @@ fn what_was_in_hand_on_a_lost_connection_is_missed_until_it_is_back_or_the_broke
     parking.look_again(&device(), false);
     assert!(!parking.gates(&device()));
 }
+
+#[tokio::test]
+async fn on_a_new_connection_those_that_waited_come_before_those_that_may_have_cost_the_last() {
+    let parking = parking(2, 3);
+    parking.set_in_use();
+    let second = other().command.address.clone();
+    parking.arrived(&device());
+    parking.arrived(&second);
+    assert_eq!(parking.next_work().await, Work::Fetch(device()));
+
+    let again = parking.restart();
+    assert_eq!(again, [second, device()]);
+    again.iter().for_each(|address| parking.look_again(address, true));
+    for address in again {
+        assert_eq!(parking.next_work().await, Work::Fetch(address));
+    }
+}

@@ -208,8 +208,7 @@ impl Value for Duration {
         "a duration above zero and up to a year, with a unit, as in 10s or 500ms"
     }
     fn read(text: &str) -> Option<Self> {
-        let duration = humantime::parse_duration(text).ok()?;
-        (!duration.is_zero() && duration <= DURATION_MAX).then_some(duration)
+        Time::read(text).map(|Time(duration)| duration).filter(|duration| !duration.is_zero())
     }
 }
 

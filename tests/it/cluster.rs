@@ -263,6 +263,35 @@ fn a_bridge_that_loses_its_connections_binds_its_devices_anew() {
 }
 
 #[test]
+fn bindings_outlast_a_connection_but_for_those_of_devices_that_left_meanwhile() {
+    let mut scene = Scene::alone("cluster-kept");
+    let presence = scene.presence();
+    let bridge = setup(&scene, "a").start();
+    let mut stays = bridge.device("127.0.0.2");
+    until_online(&presence, "127.0.0.2", "a");
+    let leaves = bridge.device("127.0.0.3");
+    until_online(&presence, "127.0.0.3", "a");
+
+    bridge.program.signal("STOP");
+    scene.broker.ctl(&["close_all_connections", "a test of the operator's hand"]);
+    scene.amqp = Amqp::connect(scene.broker.port());
+    drop(leaves);
+    let body = command("127.0.0.2", "MEANWHILE").to_string();
+    scene.amqp.publish_until_taken(&scene.routes(), "127.0.0.2", body.as_bytes());
+    bridge.program.signal("CONT");
+
+    assert_eq!(stays.line(), "MEANWHILE\r\n");
+    eventually("only the device that stays is bound", || {
+        let bound = scene.broker.ctl(&["list_bindings", "source_name", "routing_key", "-q"]);
+        let from = format!("{}\t", scene.routes());
+        let keys: Vec<_> = bound.lines().filter_map(|line| line.strip_prefix(&from)).collect();
+        if keys == ["127.0.0.2"] { Ok(()) } else { Err(format!("{keys:?}")) }
+    });
+    scene.publish(&command("127.0.0.2", "AFTER"));
+    assert_eq!(stays.line(), "AFTER\r\n");
+}
+
+#[test]
 fn a_second_bridge_of_the_same_name_says_so_and_takes_its_turn() {
     let scene = Scene::new("cluster-twin");
     let presence = scene.presence();

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 
+use lapin::types::AMQPValue;
 use serde_json::json;
 
 use crate::harness::{
@@ -255,6 +256,39 @@ fn a_command_parked_by_an_earlier_bridge_expires_in_the_broker_all_the_same() {
     let mut device = bridge.device(ADDRESS);
     assert_eq!(device.line(), "ON TIME\r\n");
     until_nothing_is_parked(&scene, &bridge);
+}
+
+#[test]
+fn a_queue_of_parked_commands_that_is_sick_stops_no_other_command() {
+    let scene = Scene::alone("parked-sick");
+    scene.declare();
+    let bridge = midway(&scene).start();
+    // So the bridge knows that something was parked once.
+    scene.publish(&command("127.0.0.8", "FOR LATER"));
+    bridge.until_metric("rabbitline_parked_commands", |parked| parked == 1.0);
+    // The broker closes the whole connection of who fetches a message from a stream.
+    let stream = AMQPValue::LongString("stream".into());
+    scene.amqp.declare_queue(&scene.parked_for(ADDRESS), &[("x-queue-type", stream)]);
+
+    let mut sick = bridge.device(ADDRESS);
+    let said = bridge.until_logged(&["NOT_IMPLEMENTED", "\"connection\":\"parked\""]);
+    assert!(said.contains("fetching parked commands"), "{said}");
+
+    let mut other = bridge.device("127.0.0.8");
+    assert_eq!(other.line(), "FOR LATER\r\n", "it is fetched between two tries");
+    let mut well = bridge.device("127.0.0.10");
+    scene.publish(&command("127.0.0.10", "ON TIME"));
+    assert_eq!(well.line(), "ON TIME\r\n");
+    scene.publish(&command(ADDRESS, "BEHIND"));
+
+    bridge.until_logged(&["not as the bridge declares it"]);
+    // What is on its way to a queue that is deleted meanwhile is parked in the next one.
+    scene.until_drained(&bridge);
+    scene.amqp.delete_queue(&scene.parked_for(ADDRESS));
+    scene.publish(&command(ADDRESS, "MENDED"));
+    assert_eq!(sick.line(), "MENDED\r\n", "the other went the way of the queue");
+    let times = bridge.log().text().matches("consuming commands").count();
+    assert_eq!(times, 1, "commands came on one connection all the while");
 }
 
 /// A bridge that parks what says nothing of it.

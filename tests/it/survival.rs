@@ -1,7 +1,8 @@
 //! The promises of a cluster, at size: three bridges and three nodes are killed and come back as a schedule drawn by lot says,
 //! while commands of all kinds go to devices that come, go and move. docs/testing.md says more.
 //!
-//! `RABBITLINE_SEED` sets the seed, `RABBITLINE_SURVIVAL` how much of everything (`DEVICES RATE SECONDS`).
+//! `RABBITLINE_SEED` sets the seed, `RABBITLINE_SURVIVAL` how much of everything (`DEVICES RATE SECONDS`), and
+//! `RABBITLINE_SURVIVAL_LOGS` a directory for the logs of all bridges.
 
 mod account;
 mod check;
@@ -57,7 +58,7 @@ fn whatever_is_killed_each_command_ends_once_and_presence_ends_in_the_truth() {
 
     let ended = Instant::now();
     let settling = || {
-        world.crowd.is_there()?;
+        world.crowd.is_complete()?;
         world.is_settled(size.devices)?;
         world.presence_is_true()?;
         match world.crowd.lingering() {

@@ -83,7 +83,7 @@ impl Message {
             address: self.text(ROUTE_ADDRESS_HEADER),
             until_ms: self.header(ROUTE_UNTIL_HEADER).and_then(whole_number),
             redelivered: is_so(ROUTE_REDELIVERED_HEADER),
-            route: Route { hops, handed: is_so(ROUTE_HANDED_HEADER) },
+            route: Route { hops, handed: is_so(ROUTE_HANDED_HEADER), ..Route::default() },
         };
         let expiration = self.properties.expiration().clone();
         let mut properties = self.with_headers(self.headers(&ROUTE_HEADERS));

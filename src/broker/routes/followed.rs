@@ -77,7 +77,8 @@ fn take_up(body: &[u8], devices: &Devices, cluster: &Cluster) {
         return;
     }
     // Two connections of a device that came to two bridges at once: both found it at none.
-    for order in devices.registry.evict(devices, &address, event.epoch, false).unwrap_or_default() {
-        cluster.push(Work::Command(order, None));
+    if let Some(left) = devices.registry.evict(devices, &address, event.epoch, false) {
+        cluster.was_shared(&address);
+        cluster.go_on(left);
     }
 }

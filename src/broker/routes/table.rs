@@ -5,6 +5,7 @@
 
 mod claims;
 mod moving;
+mod passing;
 mod sought;
 
 use std::collections::{HashMap, VecDeque};
@@ -15,21 +16,18 @@ use std::time::Duration;
 use lapin::BasicProperties;
 use lapin::types::ShortString;
 use tokio::time::Instant;
-use tracing::debug;
 
 use super::super::BrokerError;
 use super::super::intake::Intake;
-use super::super::message::{PERSISTENT, RouteMarks};
+use super::super::message::PERSISTENT;
 use super::super::publication::Publication;
 use super::super::stream::{Courier, Said};
 use crate::clock::Moment;
 use crate::cluster::control::{self, Control};
 use crate::cluster::{Cluster, Overdue, Work};
-use crate::command::{Address, Outcome};
+use crate::command::Address;
 use crate::device::Devices;
-use crate::fate::Fate;
-use crate::order::{Order, Route, Steps};
-use crate::router::Routed;
+use crate::order::Order;
 
 /// How long a bridge that may have a device has to answer before it is asked again, and what waits for the
 /// device waits no longer. It takes some milliseconds; after this it is dead, or cut off.
@@ -76,6 +74,8 @@ pub(super) struct Table<'a> {
     intake: &'a Intake,
     cluster: &'a Cluster,
     pub(super) courier: Courier,
+    /// When this began, which tells its claims from those of earlier connections.
+    opened_ms: u64,
     entries: HashMap<Address, Entry>,
     /// Publications that are not confirmed, by their numbers.
     sent: HashMap<u64, Sent>,
@@ -87,6 +87,9 @@ pub(super) struct Table<'a> {
     pending: usize,
     /// Devices that are unbound when nothing that was parked for them is in hand any more.
     fetching: Vec<Address>,
+    /// Devices that are unbound, and of which commands may still come that came before; and whether they had been
+    /// bound to all this bridge knows.
+    unbinding: HashMap<Address, bool>,
     /// When the other bridges were asked last whether they are there.
     asked: Instant,
     /// Whether devices may be held here that have not come back in time.
@@ -109,12 +112,20 @@ impl Drop for Table<'_> {
             }
             Sent::Claim(_) | Sent::Knock(_) | Sent::Asked(_) | Sent::Parked(_) | Sent::Said => None,
         });
-        let waiting = self.entries.drain().flat_map(|(_, entry)| match entry {
-            Entry::Ending { waiting, .. } => waiting,
-            Entry::Claiming | Entry::Binding | Entry::Bound => VecDeque::new(),
-        });
-        let waiting = waiting.map(|order| Work::Command(order, None));
+        let (mut waiting, mut bound) = (Vec::new(), Vec::new());
+        for (address, entry) in self.entries.drain() {
+            match entry {
+                Entry::Claiming => continue,
+                Entry::Binding | Entry::Bound => {}
+                Entry::Ending { waiting: commands, .. } => {
+                    waiting.extend(commands.into_iter().map(|order| Work::Command(order, None)));
+                }
+            }
+            bound.push(address);
+        }
+        bound.extend(self.unbinding.drain().map(|(address, _)| address));
         self.cluster.again(sent.chain(waiting).collect());
+        bound.into_iter().for_each(|address| self.cluster.push(Work::Unbind(address)));
         self.intake.devices().metrics.route_pending(0);
     }
 }
@@ -125,12 +136,14 @@ impl<'a> Table<'a> {
             intake,
             cluster,
             courier,
+            opened_ms: Moment::now().wall_ms,
             entries: HashMap::new(),
             sent: HashMap::new(),
             binding: VecDeque::new(),
             claims: VecDeque::new(),
             pending: 0,
             fetching: Vec::new(),
+            unbinding: HashMap::new(),
             asked: Instant::now(),
             more_overdue: false,
         }
@@ -273,6 +286,8 @@ impl<'a> Table<'a> {
                 self.publish(message, Sent::Parked(address))
             }
             Work::Seek(address) => self.knock(address),
+            Work::Unbind(address) if self.entries.contains_key(&address) => Ok(()),
+            Work::Unbind(address) => self.unbind_stale(&address),
         }
     }
 
@@ -330,124 +345,16 @@ impl<'a> Table<'a> {
         let Some(Entry::Ending { to, waiting }) = self.entries.remove(&address) else {
             return Ok(());
         };
-        self.unbind(&address)?;
+        self.unbind(&address, true)?;
         for order in waiting {
             self.pass_on(order, None)?;
         }
-        if let Some((to, epoch)) = to {
-            // Behind all that came by the binding.
-            let named = address.to_string();
-            let own = Arc::clone(&self.cluster.bridge);
-            self.say(&own, &Control::Emptied { address: named, to: to.to_string(), epoch })?;
+        let is_wanted = to.is_some();
+        self.say_emptied(&address, to)?;
+        if is_wanted {
             self.cluster.touch(&address);
         }
         Ok(())
-    }
-
-    /// Passes a command on: to the bridge `to`, or to whoever has its device.
-    fn pass_on(&mut self, order: Order, to: Option<Arc<str>>) -> Result<(), BrokerError> {
-        let devices = self.devices();
-        if !order.settlement.is_live() {
-            devices.hand_back_untouched(order);
-            return Ok(());
-        }
-        if order.command().expires <= Instant::now() {
-            let reason = "its ttl ended on the way to its device's bridge";
-            devices.reporter.report(order, Fate::new(Outcome::Expired, reason));
-            return Ok(());
-        }
-        let address = order.command().address.clone();
-        if to.is_none() && self.is_here(&address) {
-            self.deliver(order);
-            return Ok(());
-        }
-        let to = to.or_else(|| self.cluster.moved_to(&address));
-        if to.is_none() {
-            match self.entries.get_mut(&address) {
-                Some(Entry::Ending { waiting, .. }) => {
-                    waiting.push_back(order);
-                    return Ok(());
-                }
-                Some(entry @ (Entry::Bound | Entry::Binding)) => {
-                    *entry = Entry::Ending { to: None, waiting: VecDeque::from([order]) };
-                    return Ok(());
-                }
-                // It came by a binding that this bridge does not know of: it would come again.
-                None if order.facts.origin.route.hops > 0 => self.unbind(&address)?,
-                Some(Entry::Claiming) | None => {}
-            }
-        }
-        let message = self.routed(&order, to.as_deref());
-        self.publish(message, Sent::Command(order, to))
-    }
-
-    fn routed(&self, order: &Order, to: Option<&str>) -> Publication {
-        let (facts, now) = (&order.facts, Moment::now());
-        let address = facts.command.address.to_string();
-        let left = facts.command.expires.saturating_duration_since(now.mono);
-        let left_ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
-        let hops = facts.origin.route.hops.saturating_add(1);
-        let marks = RouteMarks {
-            address: Some(address.clone()),
-            until_ms: Some(now.wall_ms.saturating_add(left_ms)),
-            redelivered: facts.may_be_repeated(),
-            route: Route { hops, handed: to.is_some() },
-        };
-        let message = &facts.origin.message;
-        let id = self.devices().reporter.id(&facts.origin);
-        let (exchange, key) = match to {
-            Some(bridge) => (ShortString::default(), self.inbox(bridge)),
-            None => (self.shared().into(), address),
-        };
-        Publication {
-            exchange,
-            key: key.into(),
-            properties: message.routed_properties(&marks, &id),
-            body: message.body().into(),
-            mandatory: true,
-        }
-    }
-
-    /// Another bridge has a command now, whose sender hears of it from there.
-    fn passed_on(&self, order: Order) {
-        let Order { facts, settlement, .. } = order;
-        let devices = self.devices();
-        Steps::take(&facts.steps.passed_on_ms, Moment::now());
-        devices.metrics.passed_on();
-        let id = devices.reporter.id(&facts.origin);
-        debug!(%id, address = %facts.command.address, "command passed on to another bridge");
-        settlement.settle();
-    }
-
-    /// No queue took a command: that of the bridge it was for, or that of any.
-    fn came_back(&mut self, order: Order, was_for: Option<Arc<str>>) -> Result<(), BrokerError> {
-        let address = order.command().address.clone();
-        if let Some(bridge) = was_for {
-            self.cluster.came_back(&address);
-            self.cluster.is_no_heir(&bridge);
-            return self.pass_on(order, None);
-        }
-        if self.is_here(&address) {
-            self.deliver(order);
-            return Ok(());
-        }
-        let Err(order) = self.cluster.wait_for(order) else { return Ok(()) };
-        if let Some(heir) = self.cluster.heir() {
-            return self.pass_on(order, Some(heir));
-        }
-        self.devices().metrics.route_returned();
-        let fate = Fate::new(Outcome::Offline, "the device is not connected to any bridge");
-        self.devices().reporter.report(order, fate);
-        Ok(())
-    }
-
-    /// Gives a command to its device, which is here.
-    fn deliver(&self, order: Order) {
-        match self.intake.router.route(order, Instant::now()) {
-            Routed::Waiting | Routed::Written(None) => {}
-            Routed::Written(Some(settlement)) => settlement.settle(),
-            Routed::Concluded(order, fate) => self.devices().reporter.report(order, fate),
-        }
     }
 
     fn is_here(&self, address: &Address) -> bool {

@@ -1,26 +1,28 @@
 //! What each bridge of a cluster has at the broker: its exchange, its inbox, and a queue that says that it is there.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use lapin::ExchangeKind;
 use lapin::options::{
-    ExchangeDeclareOptions, ExchangeDeleteOptions, QueueDeclareOptions, QueueDeleteOptions,
+    BasicGetOptions, ExchangeDeclareOptions, ExchangeDeleteOptions, QueueDeclareOptions,
+    QueueDeleteOptions,
 };
 use lapin::types::{AMQPValue, FieldTable};
 
 use super::super::BrokerError;
 use super::super::connection::Link;
 use super::{
-    EVENTS_ADVICE, Missing, NOT_FOUND, PRECONDITION_FAILED, TOPIC, bind, code, exchange_of,
-    for_routes, refusal,
+    Arguments, EVENTS_ADVICE, Missing, NOT_FOUND, PRECONDITION_FAILED, TOPIC, bind, code, depth,
+    exchange_of, for_routes, is_missing, refusal,
 };
 use crate::settings::{QueueType, Settings};
 
 const RESOURCE_LOCKED: u16 = 405;
 
-/// Sees to what a bridge of a cluster needs, but for its own exchange: that which routes to all bridges, its
-/// inbox, and a queue that is there as long as `link`. That one comes first: whoever has it acts for the
-/// bridge of this name.
+/// Sees to what a bridge of a cluster needs, but for its inbox and its own exchange: a queue that is there as long
+/// as `link`, and the exchange that routes to all bridges. The former comes first: whoever has it acts for the bridge
+/// of this name.
 pub(in super::super) async fn prepare_routes(
     link: &Link,
     settings: &Settings,
@@ -29,19 +31,42 @@ pub(in super::super) async fn prepare_routes(
     let mq = &settings.mq;
     be_alive(link, &mq.alive_queue(bridge)).await?;
     for_routes(link, settings, Missing::Declare).await?;
-    exchange_of(TOPIC, link, &mq.events_exchange, Missing::Declare, EVENTS_ADVICE).await?;
+    exchange_of(TOPIC, link, &mq.events_exchange, Missing::Declare, EVENTS_ADVICE).await.map(|_| ())
+}
+
+/// Sees to it that there is an inbox; `unborn` is of this bridge's process, false at first.
+///
+/// A node that dies while it declares a quorum queue leaves one behind that everybody sees and that never works.
+/// Until the declaration of one that was missing is answered, nobody can have put anything into it: then it is
+/// deleted first.
+pub(in super::super) async fn prepare_inbox(
+    link: &Link,
+    settings: &Settings,
+    bridge: &str,
+    unborn: &AtomicBool,
+) -> Result<(), BrokerError> {
+    let mq = &settings.mq;
     let name = mq.inbox(bridge);
-    let ttl_ms = i64::try_from(INBOX_TTL.as_millis()).unwrap_or(i64::MAX);
-    let arguments = [
-        ("x-queue-type", AMQPValue::LongString(mq.queue_type.word().into())),
-        ("x-message-ttl", AMQPValue::LongLongInt(ttl_ms)),
-        ("x-dead-letter-exchange", AMQPValue::LongString(mq.exchange.as_str().into())),
-        ("x-dead-letter-routing-key", AMQPValue::LongString(mq.command_key().into())),
-    ];
+    if unborn.load(Ordering::Relaxed) {
+        let channel = link.channel().await?;
+        let deleted =
+            channel.queue_delete(name.as_str().into(), QueueDeleteOptions::default()).await;
+        deleted.map_err(BrokerError::during("deleting what is left of an inbox"))?;
+    } else {
+        let looked = depth(link.channel().await?, &name).await;
+        let is_missing = looked.is_err_and(|error| is_missing(&error));
+        unborn.store(is_missing, Ordering::Relaxed);
+    }
+    let arguments = Arguments::of(mq.queue_type)
+        .message_ttl(INBOX_TTL)
+        .expires(INBOX_EXPIRES)
+        .dead_letters(&mq.exchange, mq.command_key())
+        .table();
     let (channel, durable) = (link.channel().await?, QueueDeclareOptions::durable());
-    let declared = channel.queue_declare(name.as_str().into(), durable, table(arguments)).await;
+    let declared = channel.queue_declare(name.as_str().into(), durable, arguments).await;
     let advice = "delete it, and let the bridge declare it again";
     declared.map_err(|error| refusal(format!("queue `{name}`"), &error, advice))?;
+    unborn.store(false, Ordering::Relaxed);
     Ok(())
 }
 
@@ -49,22 +74,22 @@ pub(in super::super) async fn prepare_routes(
 /// takes it there. Far longer than a bridge takes to connect again.
 pub(in super::super) const INBOX_TTL: Duration = Duration::from_secs(60);
 
+/// An inbox that nobody has used for this long vanishes. Nothing is in it then, and a bridge that comes later makes
+/// another; far longer than any bridge takes to come back that will.
+const INBOX_EXPIRES: Duration = Duration::from_secs(3600);
+
 async fn be_alive(link: &Link, name: &str) -> Result<(), BrokerError> {
     declare_alive(link, name).await.map_err(|error| {
-        if code(&error).is_none() {
-            return BrokerError::during("declaring a queue")(error);
-        }
         let advice = "another bridge has the same name (give each a BRIDGE_NAME of its own), or is taking over from this one";
         refusal(format!("queue `{name}`"), &error, advice)
     })
 }
 
 async fn declare_alive(link: &Link, name: &str) -> lapin::Result<()> {
-    let Ok(channel) = link.channel().await else {
-        return Err(std::io::Error::from(std::io::ErrorKind::ConnectionAborted).into());
-    };
+    let channel = link.open_channel().await?;
     // Whoever asks whether the bridge is there publishes to it; nothing is kept.
-    let arguments = table([("x-message-ttl", AMQPValue::LongInt(0))]);
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-message-ttl".into(), AMQPValue::LongInt(0));
     let options = QueueDeclareOptions::exclusive();
     channel.queue_declare(name.into(), options, arguments).await.map(|_| ())
 }
@@ -83,15 +108,14 @@ pub(in super::super) async fn act_for(
     }
 }
 
-/// Makes a bridge's own exchange anew, to which devices are bound, with its inbox behind it. All bindings that
-/// an earlier one had are gone then.
+/// Sees to a bridge's own exchange, to which devices are bound, and puts the inbox behind it. One that is there is used
+/// with all its bindings: to make ten thousand of them anew takes a cluster of RabbitMQ half a minute.
 pub(in super::super) async fn open_inbox(
     link: &Link,
     settings: &Settings,
     bridge: &str,
 ) -> Result<(), BrokerError> {
     let name = settings.mq.inbox(bridge);
-    close_inbox(link, settings, bridge).await?;
     // Not durable, and so are the bindings to it, which makes them three times as fast: after a restart of
     // the broker each bridge binds its devices anew anyway.
     let options = ExchangeDeclareOptions {
@@ -111,7 +135,8 @@ pub(in super::super) async fn open_inbox(
     bind(link, &name, &name, "", false).await
 }
 
-/// Deletes a bridge's own exchange, and with it the bindings of all its devices.
+/// Deletes a bridge's own exchange, and with it the bindings of all its devices. With many of them that takes the broker
+/// long, and others that bind wait meanwhile.
 pub(in super::super) async fn close_inbox(
     link: &Link,
     settings: &Settings,
@@ -125,53 +150,70 @@ pub(in super::super) async fn close_inbox(
     })
 }
 
-/// How many messages wait in a bridge's inbox; None if there is no such queue.
+/// How many messages wait in a bridge's inbox; None if there is no such queue. Of a quorum queue in trouble it may be
+/// zero though some do.
 pub(in super::super) async fn inbox_depth(
     link: &Link,
     settings: &Settings,
     bridge: &str,
 ) -> Result<Option<u32>, BrokerError> {
-    let name = settings.mq.inbox(bridge);
-    let options = QueueDeclareOptions::default().passive();
-    let channel = link.channel().await?;
-    match channel.queue_declare(name.as_str().into(), options, FieldTable::default()).await {
-        Ok(queue) => {
-            let closed = channel.close(200, "done".into()).await;
-            closed.map_err(BrokerError::during("looking at the inbox"))?;
-            Ok(Some(queue.message_count()))
-        }
+    match depth(link.channel().await?, &settings.mq.inbox(bridge)).await {
+        Ok(depth) => Ok(Some(depth)),
         Err(error) if code(&error) == Some(NOT_FOUND) => Ok(None),
         Err(error) => Err(BrokerError::during("looking at the inbox")(error)),
     }
 }
 
-/// Deletes a bridge's inbox if it is empty. What has come there since that was seen stays, and goes back to the command queue
-/// after `INBOX_TTL`.
-pub(in super::super) async fn delete_inbox(
+/// Leaves a bridge's inbox, which is done with if it is empty; false if it is not. Nobody may publish to it any more.
+///
+/// A classic one is deleted. A quorum queue stays, until it has not been used for `INBOX_EXPIRES`: if it were deleted
+/// while one of its nodes is away, and declared again before that one is back, RabbitMQ would bring back what was in
+/// the first with that node. Nor is its depth an answer: it is 0 if the leader does not say it at once.
+pub(in super::super) async fn leave_inbox(
     link: &Link,
     settings: &Settings,
     bridge: &str,
-) -> Result<(), BrokerError> {
-    let mq = &settings.mq;
-    // A quorum queue cannot be asked to look for itself.
-    let if_empty = mq.queue_type == QueueType::Classic;
-    if !if_empty && inbox_depth(link, settings, bridge).await?.is_some_and(|depth| depth > 0) {
-        return Ok(());
-    }
-    let options = QueueDeleteOptions { if_unused: false, if_empty, nowait: false };
-    let deleted =
-        link.channel().await?.queue_delete(mq.inbox(bridge).as_str().into(), options).await;
-    match deleted {
-        Ok(_) => Ok(()),
-        Err(error) if code(&error) == Some(PRECONDITION_FAILED) => Ok(()),
-        Err(error) => Err(BrokerError::during("deleting the inbox")(error)),
+) -> Result<bool, BrokerError> {
+    let name = settings.mq.inbox(bridge);
+    let channel = link.channel().await?;
+    let left = match settings.mq.queue_type {
+        QueueType::Classic => {
+            let options = QueueDeleteOptions { if_unused: false, if_empty: true, nowait: false };
+            channel.queue_delete(name.as_str().into(), options).await.map(|_| true)
+        }
+        QueueType::Quorum => {
+            let get = BasicGetOptions { no_ack: false };
+            let got = channel.basic_get(name.as_str().into(), get).await;
+            let is_empty = got.map(|got| got.is_none());
+            // What was got goes back with the channel.
+            if is_empty.is_ok() {
+                let closed = channel.close(200, "done".into()).await;
+                closed.map_err(BrokerError::during("looking into an inbox"))?;
+            }
+            is_empty
+        }
+    };
+    match left {
+        Err(error) if is_missing(&error) => Ok(true),
+        Err(error) if code(&error) == Some(PRECONDITION_FAILED) => Ok(false),
+        left => left.map_err(BrokerError::during("leaving an inbox")),
     }
 }
 
-fn table<const N: usize>(entries: [(&str, AMQPValue); N]) -> FieldTable {
-    let mut table = FieldTable::default();
-    for (name, value) in entries {
-        table.insert(name.into(), value);
+/// Whether a bridge's own exchange is there: whoever ends in good order deletes it.
+pub(in super::super) async fn has_died(
+    link: &Link,
+    settings: &Settings,
+    bridge: &str,
+) -> Result<bool, BrokerError> {
+    let name = settings.mq.inbox(bridge);
+    let channel = link.channel().await?;
+    let passive = ExchangeDeclareOptions { passive: true, ..ExchangeDeclareOptions::default() };
+    let none = FieldTable::default();
+    match channel.exchange_declare(name.as_str().into(), ExchangeKind::Fanout, passive, none).await
+    {
+        Ok(()) => Ok(true),
+        Err(error) if is_missing(&error) => Ok(false),
+        Err(error) => Err(BrokerError::during("taking over")(error)),
     }
-    table
 }

@@ -1,13 +1,15 @@
 //! A device that connects to another bridge: one bridge has it at a time, its commands keep their order, and readers
 //! of presence are told the truth.
 
+use std::time::UNIX_EPOCH;
+
 use lapin::types::AMQPValue;
 use serde_json::{Value, json};
 
 use super::{outcomes, pair, setup, until_online};
 use crate::harness::{
     Device, Inbox, STALL_LINE_MAX, Scene, command, eventually, goes_on_where_it_moved, persistent,
-    stall,
+    reply_to, stall, table,
 };
 
 /// The next events of one device, each of which follows from the one before.
@@ -203,4 +205,45 @@ fn of_two_bridges_that_a_device_came_to_at_once_the_one_with_the_lower_epoch_let
     let next = presence.next().json();
     assert_eq!(next["address"], "127.0.0.3", "nothing is said of the end of the other: {next}");
     assert_eq!(other.so_far(), Vec::<String>::new());
+}
+
+#[test]
+fn what_may_be_a_copy_and_says_once_is_not_written_again() {
+    let scene = Scene::new("cluster-copy");
+    let presence = scene.presence();
+    let bridge = setup(&scene, "a").start();
+    let mut device = bridge.device("127.0.0.2");
+    until_online(&presence, "127.0.0.2", "a");
+    let receipts = scene.receipts();
+    let now = UNIX_EPOCH.elapsed().expect("after 1970").as_secs();
+    let send = |id: &str, exchange: &str, key: &str, marks: &[(&str, AMQPValue)]| {
+        let body = json!({ "address": "127.0.0.2", "cmd": id, "id": id, "once": true }).to_string();
+        let properties = reply_to(&receipts).with_timestamp(now).with_headers(table(marks));
+        scene.amqp.publish(exchange, key, body.as_bytes(), properties);
+    };
+    let copy = [
+        ("x-route-address", AMQPValue::LongString("127.0.0.2".into())),
+        ("x-route-hops", AMQPValue::LongInt(1)),
+        ("x-route-redelivered", AMQPValue::Boolean(true)),
+    ];
+    let inbox = format!("{}.a", scene.routes());
+    let outcome = || receipts.next().json()["outcome"].clone();
+
+    for (exchange, key) in
+        [(scene.routes(), "127.0.0.2".to_owned()), (String::new(), scene.queue())]
+    {
+        send(&key, &exchange, &key, &[]);
+        assert_eq!((device.line(), outcome()), (format!("{key}\r\n"), json!("written")));
+        send(&key, "", &inbox, &copy);
+        assert_eq!(outcome(), "written", "as the first was");
+    }
+    send("unknown", "", &inbox, &copy);
+    assert_eq!(outcome(), "uncertain");
+    // As the broker says of what nobody took out of the inbox of a bridge that has died.
+    let died = format!("{}.gone", scene.routes());
+    let died = [("x-first-death-queue", AMQPValue::LongString(died.into()))];
+    send("died", "", &scene.queue(), &died);
+    assert_eq!(outcome(), "uncertain", "it may have been in hand there");
+    send("last", &scene.routes(), "127.0.0.2", &[]);
+    assert_eq!(device.line(), "last\r\n", "nothing came twice");
 }

@@ -15,8 +15,9 @@ use super::shared::shared;
 use super::{reaper, signal, within};
 
 const DEV: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/dev");
-/// Erlang starts in about four seconds alone, and a good deal later beside a compiler.
-const START: Duration = Duration::from_secs(90);
+/// Erlang starts in about four seconds alone, a good deal later beside a compiler, and after minutes on two cores that are busy
+/// with a cluster of others.
+const START: Duration = Duration::from_secs(300);
 
 /// One node. It can be killed and started again with what it had on disk.
 pub(crate) struct Broker {

@@ -15,7 +15,7 @@ const SETTINGS: &str = "-kernel net_ticktime 5";
 
 /// How long the nodes may take to find each other once all run, in seconds: those of one that was killed and comes again
 /// have it back within one.
-const WAIT: &str = "60";
+const WAIT: &str = "300";
 
 /// One cluster.
 pub(crate) struct Cluster {

@@ -19,6 +19,7 @@ pub(super) struct Account {
     /// What no check has to look for: it was wrong at once.
     pub(super) wrong: Vec<String>,
     pub(super) outages: Vec<Outage>,
+    pub(super) doubles: Vec<Double>,
     /// When bridges lost a connection to the broker, as their logs say: RabbitMQ closes some long after a node was killed.
     pub(super) breaks_ms: Vec<u64>,
 }
@@ -32,8 +33,27 @@ pub(super) struct Outage {
     /// Whether it was given the time to end.
     pub(super) orderly: bool,
     pub(super) at_ms: u64,
-    /// When it was there again.
+    /// When its process had ended.
+    pub(super) ended_ms: u64,
+    /// When it was there again; never, as long as it is not.
     pub(super) until_ms: u64,
+}
+
+impl Outage {
+    /// When what it had in hand was given back: by a bridge when it had ended, killed or without order; by a node when
+    /// it was one of the cluster's again, as nodes do not agree on what is bound until then.
+    pub(super) fn cut_ms(&self) -> u64 {
+        if self.bridge.is_some() { self.ended_ms } else { self.until_ms }
+    }
+}
+
+/// A time at which a device had two connections, to two bridges.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Double {
+    pub(super) device: usize,
+    pub(super) from_ms: u64,
+    /// When the earlier one ended.
+    pub(super) to_ms: u64,
 }
 
 /// One command.

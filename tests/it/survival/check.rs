@@ -11,6 +11,11 @@ const ELECTION_MS: u64 = 5_000;
 /// How long it may take until of two bridges that have both told of a device the earlier one lets it go.
 const LETTING_GO_MS: u64 = 2_000;
 
+/// How long before it is told that a bridge was killed its connections may end.
+const DYING_MS: u64 = 500;
+/// How long it may take until another takes over.
+const TAKEOVER_MS: u64 = 15_000;
+
 /// What came of it, in numbers.
 #[derive(Debug, Default)]
 pub(super) struct Count {
@@ -55,7 +60,8 @@ pub(super) fn check(
         is_true(told, &mut say);
         is_kept(told, &mut say);
         is_in_time(told, &mut say);
-        if is_at_two(presence, told) {
+        let is_again = told.seen.len() > 1 || told.receipts.len() > 1;
+        if is_again && (is_at_two(presence, told) || was_at_one_that_died(account, told)) {
             count.at_two += 1;
             continue;
         }
@@ -85,6 +91,21 @@ fn is_at_two(presence: &Presence, told: &Told) -> bool {
     old.connection != new.connection
         && new.since_ms <= old_told
         && first.at_ms.max(last.at_ms) <= old_told.max(new_told) + LETTING_GO_MS
+}
+
+/// Whether its device was connected to two bridges when one of them was killed: the broker gives to both what comes until
+/// another has taken over from that one.
+fn was_at_one_that_died(account: &Account, told: &Told) -> bool {
+    let mut doubles = account.doubles.iter().filter(|double| double.device == told.spec.device);
+    doubles.any(|double| {
+        account.outages.iter().any(|outage| {
+            outage.bridge.is_some()
+                && !outage.orderly
+                && (double.from_ms..=double.to_ms + DYING_MS).contains(&outage.at_ms)
+                && outage.at_ms <= told.published_ms
+                && told.published_ms <= outage.until_ms.saturating_add(TAKEOVER_MS)
+        })
+    })
 }
 
 /// What was not is undelivered, with the outcome that its sender was told.
@@ -151,6 +172,8 @@ fn is_read_once(account: &Account, told: &Told, count: &mut Count, say: &mut imp
 /// Whether something died between these, or shortly before the first, or a connection to the broker broke.
 fn has_outage(account: &Account, from_ms: u64, to_ms: u64) -> bool {
     account.outages.iter().any(|outage| {
-        !outage.orderly && outage.at_ms <= to_ms && outage.at_ms + ELECTION_MS >= from_ms
+        !outage.orderly
+            && outage.at_ms <= to_ms
+            && outage.cut_ms().saturating_add(ELECTION_MS) >= from_ms
     }) || account.breaks_ms.iter().any(|at_ms| *at_ms <= to_ms && at_ms + ELECTION_MS >= from_ms)
 }

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
-use super::account::{Account, Sight, now_ms};
+use super::account::{Account, Double, Sight, now_ms};
 use super::descriptors;
 use crate::harness::{Dice, address};
 
@@ -26,6 +26,8 @@ const CONNECT: Duration = Duration::from_secs(5);
 /// The first wait of a device that was cut off is up to this, so that not all come back within a millisecond.
 const BACKOFF_FIRST_MS: usize = 500;
 const BACKOFF_MAX_MS: usize = 4_000;
+/// How long a balancer sends nobody to a bridge at which a connection could not be made.
+const LEFT_OUT_MS: u64 = 1_000;
 /// How long a device that leaves by whim is away, at most.
 const AWAY_MAX_MS: usize = 4_000;
 /// A bridge closes the connection of a device that has closed its own end far sooner.
@@ -41,6 +43,8 @@ pub(super) struct Shared {
     ports: Vec<u16>,
     /// Connections to each of the bridges, as a balancer counts them: from before they are made.
     counts: Vec<AtomicUsize>,
+    /// When each was last found to be away.
+    refused_ms: Vec<AtomicU64>,
     here: Mutex<Vec<Option<Here>>>,
     away: AtomicUsize,
     /// Connections that a device has left behind and that their bridge has not closed yet.
@@ -86,6 +90,7 @@ impl Crowd {
         let shared = Arc::new(Shared {
             account: Arc::clone(account),
             counts: ports.iter().map(|_| AtomicUsize::new(0)).collect(),
+            refused_ms: ports.iter().map(|_| AtomicU64::new(0)).collect(),
             ports,
             here: Mutex::new(vec![None; count]),
             away: AtomicUsize::new(0),
@@ -123,9 +128,18 @@ impl Crowd {
 
     /// Whether all are connected that want to be, each once.
     pub(super) fn is_there(&self) -> Result<(), String> {
+        self.misses_only(|| self.shared.away.load(Ordering::Relaxed))
+    }
+
+    /// Whether all are connected.
+    pub(super) fn is_complete(&self) -> Result<(), String> {
+        self.misses_only(|| 0)
+    }
+
+    /// Whether no more are missing than are `excused`, which is asked after they are counted.
+    fn misses_only(&self, excused: impl FnOnce() -> usize) -> Result<(), String> {
         let missing = self.here().iter().filter(|here| here.is_none()).count();
-        let away = self.shared.away.load(Ordering::Relaxed);
-        if missing <= away { Ok(()) } else { Err(format!("{missing} are not connected")) }
+        if missing <= excused() { Ok(()) } else { Err(format!("{missing} are not connected")) }
     }
 
     /// Connections that were left behind and are still open.
@@ -180,13 +194,18 @@ impl Shared {
         *self.phase.lock().expect("no panic with a phase") = phase;
     }
 
-    /// The bridge with the fewest connections, but for one that has just failed; it counts from now on.
+    /// The bridge with the fewest connections, but for one that this device was at, and for those that are away as far as
+    /// is known; it counts from now on.
     fn pick(&self, not: Option<usize>, dice: &mut Dice) -> usize {
         let first = dice.below(self.ports.len());
         let all = (0..self.ports.len()).map(|index| (first + index) % self.ports.len());
         let fits = all.filter(|index| Some(*index) != not);
-        let count = |index: &usize| self.counts[*index].load(Ordering::Relaxed);
-        let picked = fits.min_by_key(count).expect("more than one bridge");
+        let now = now_ms();
+        let rank = |index: &usize| {
+            let refused = self.refused_ms[*index].load(Ordering::Relaxed);
+            (now < refused + LEFT_OUT_MS, self.counts[*index].load(Ordering::Relaxed))
+        };
+        let picked = fits.min_by_key(rank).expect("more than one bridge");
         self.counts[picked].fetch_add(1, Ordering::Relaxed);
         picked
     }
@@ -267,12 +286,14 @@ struct Device {
     dice: Dice,
     phase: watch::Receiver<Phase>,
     links: usize,
+    /// Whether it has left by a whim, and is not connected again.
+    is_away: bool,
 }
 
 impl Device {
     fn new(shared: Arc<Shared>, index: usize, phase: watch::Receiver<Phase>) -> Self {
         let dice = Dice::of(shared.seed.wrapping_add(index as u64));
-        Self { shared, index, dice, phase, links: 0 }
+        Self { shared, index, dice, phase, links: 0, is_away: false }
     }
 
     async fn live(mut self) {
@@ -303,6 +324,9 @@ impl Device {
                 self.shared.connections.fetch_add(1, Ordering::Relaxed);
                 let peer = stream.local_addr().expect("a connected socket");
                 self.shared.set_here(self.index, Some(Here { bridge, peer }));
+                if std::mem::take(&mut self.is_away) {
+                    self.shared.away.fetch_sub(1, Ordering::Relaxed);
+                }
                 let (index, number, since_ms) = (self.index, self.links, now_ms());
                 Ok(Link { index, number, bridge, peer, since_ms, stream, unread: Vec::new() })
             }
@@ -310,6 +334,7 @@ impl Device {
                 let mut failures = self.shared.failures.lock().expect("no device panics");
                 *failures.entry(error.kind().to_string()).or_default() += 1;
                 self.shared.leave(bridge);
+                self.shared.refused_ms[bridge].store(now_ms(), Ordering::Relaxed);
                 Err(bridge)
             }
         }
@@ -335,10 +360,13 @@ impl Device {
                 Whim::Move => match self.connect(Some(link.bridge)).await {
                     Ok(new) => {
                         let mut old = std::mem::replace(&mut link, new);
+                        let (device, from_ms) = (self.index, link.since_ms);
                         let shared = Arc::clone(&shared);
                         shared.lingering.fetch_add(1, Ordering::Relaxed);
                         tokio::spawn(async move {
                             old.run(&shared).await;
+                            let double = Double { device, from_ms, to_ms: now_ms() };
+                            shared.account.lock().expect("the account").doubles.push(double);
                             shared.leave(old.bridge);
                             shared.lingering.fetch_sub(1, Ordering::Relaxed);
                         });
@@ -383,7 +411,7 @@ impl Device {
             () = sleep(away) => {}
             () = until_calm(&mut self.phase) => {}
         }
-        shared.away.fetch_sub(1, Ordering::Relaxed);
+        self.is_away = true;
     }
 }
 

@@ -12,8 +12,6 @@ use crate::harness::{Dice, within};
 const DRAWN_PER_SECOND: u64 = 1;
 /// Lines of the log of a bridge that was cut short.
 const LOG: usize = 12;
-/// For the devices of a bridge to be connected again, and for a node to be one of the cluster's again.
-const RECOVERY: Duration = Duration::from_secs(120);
 
 /// One after the other, each so long after the one before has been put right.
 #[derive(Debug, Clone)]
@@ -109,10 +107,10 @@ impl World<'_> {
             }
         }
         let took = began.elapsed();
-        self.note_log(&bridge, !orderly);
         let what = format!("{:?} {name}", planned.how);
         let number = self.begin(what, Some(name), orderly, at_ms);
-        let devices = within(RECOVERY, "its devices are connected elsewhere", || {
+        self.note_log(&bridge, !orderly);
+        let devices = within(self.recovery(), "its devices are connected elsewhere", || {
             self.crowd.is_there()?;
             Ok::<_, String>(began.elapsed())
         });
@@ -142,7 +140,8 @@ impl World<'_> {
             let node = &self.cluster.nodes()[outage.which];
             let (at_ms, began) = (now_ms(), Instant::now());
             node.kill();
-            let number = self.begin(format!("Kill node {}", outage.which), None, false, at_ms);
+            let what = format!("Kill node {}", outage.which);
+            let number = self.begin(what, None, false, at_ms);
             let told = self.until_told_since(at_ms, began);
             std::thread::sleep(outage.down.saturating_sub(began.elapsed()));
             let again = Instant::now();
@@ -161,7 +160,7 @@ impl World<'_> {
 
     /// Waits until a command has an outcome that was published at `at_ms` or later.
     fn until_told_since(&self, at_ms: u64, began: Instant) -> Duration {
-        within(RECOVERY, "a command has an outcome", || {
+        within(self.recovery(), "a command has an outcome", || {
             let account = self.account.lock().expect("no panic with the account");
             let since = account.commands.iter().rev().take_while(|told| told.published_ms >= at_ms);
             let told = since.filter(|told| !told.receipts.is_empty()).count();
@@ -169,10 +168,12 @@ impl World<'_> {
         })
     }
 
+    /// What was let go at `at_ms` has ended now.
     fn begin(&self, what: String, bridge: Option<&str>, orderly: bool, at_ms: u64) -> usize {
+        let (ended_ms, until_ms) = (now_ms(), u64::MAX);
         let mut account = self.account.lock().expect("no panic with the account");
         let bridge = bridge.map(str::to_owned);
-        account.outages.push(Outage { what, bridge, orderly, at_ms, until_ms: u64::MAX });
+        account.outages.push(Outage { what, bridge, orderly, at_ms, ended_ms, until_ms });
         account.outages.len() - 1
     }
 

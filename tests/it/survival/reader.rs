@@ -6,6 +6,7 @@ use futures_util::StreamExt as _;
 use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions};
 use lapin::types::FieldTable;
 use tokio::task::JoinHandle;
+use tokio::time::error::Elapsed;
 use tokio::time::{sleep, timeout};
 
 use crate::harness::{Amqp, Letter, runtime};
@@ -47,8 +48,12 @@ impl Drop for Reader {
     }
 }
 
+/// What a node that does not answer in time is to whoever asked it.
+pub(super) fn late(_: Elapsed) -> lapin::Error {
+    std::io::Error::from(std::io::ErrorKind::TimedOut).into()
+}
+
 async fn read(port: u16, queue: &str, take: &mut impl FnMut(&Letter)) -> Result<(), lapin::Error> {
-    let late = |_| lapin::Error::from(std::io::Error::from(std::io::ErrorKind::TimedOut));
     let amqp = timeout(PATIENCE, Amqp::open(port)).await.map_err(late)??;
     let consuming = async {
         let channel = amqp.channel().await?;

@@ -16,6 +16,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use super::account::{Account, Sent, Spec, Told, now_ms};
+use super::reader::late;
 use super::size::Size;
 use crate::harness::{Amqp, Dice, address, block_on, persistent, runtime, table};
 
@@ -174,8 +175,7 @@ impl Client {
         };
         let body = spec.body(number);
         let publishing = amqp.begin(exchange, key, &body, properties);
-        let late = || lapin::Error::from(std::io::Error::from(std::io::ErrorKind::TimedOut));
-        timeout(PATIENCE, publishing).await.unwrap_or_else(|_| Err(late()))
+        timeout(PATIENCE, publishing).await.map_err(late)?
     }
 
     /// The broker has taken a command. What it says with that has come back may be another one: lapin hands it out with

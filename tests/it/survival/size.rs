@@ -54,8 +54,9 @@ impl Size {
             seconds: seconds as u64,
             park_one_in: 50,
             nodes: true,
-            // Some hundred whims a second, however many devices.
-            whim_ms: 30_000.max(devices * 10),
+            // Some twenty whims a second, however many devices: each costs the broker a binding and an unbinding, of which
+            // three nodes on two cores do some hundred a second beside everything else.
+            whim_ms: 30_000.max(devices * 50),
         }
     }
 }

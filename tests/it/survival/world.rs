@@ -1,26 +1,32 @@
 //! Three nodes, three bridges, a crowd, and who reads what the bridges publish.
 
+use std::fs;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use lapin::ExchangeKind;
 use lapin::types::AMQPValue;
 use serde_json::Value;
 
-use super::account::{Account, time_ms};
+use super::account::{Account, now_ms, time_ms};
 use super::crowd::Crowd;
 use super::presence::Presence;
 use super::reader::Reader;
 use super::sender::Ways;
 use super::size::Size;
-use crate::harness::{
-    Amqp, Bridge, Cluster, Scene, Setup, eventually, free_port, get, persistent, within,
-};
+use crate::harness::{Amqp, Bridge, Cluster, Scene, Setup, free_port, get, persistent, within};
 
 /// The bridges.
 pub(super) const NAMES: [&str; 3] = ["a", "b", "c"];
 /// Commands in hand of each bridge.
 pub(super) const PREFETCH: usize = 256;
+
+/// Without a line for each device and each command that was not delivered.
+const LOG: &str = "warn,rabbitline::bridge=info,rabbitline::broker=info";
+/// Where all that bridges log is to be kept, with a line for each step of each command. The directory is there.
+const LOGS: &str = "RABBITLINE_SURVIVAL_LOGS";
 
 pub(super) struct World<'a> {
     pub(super) cluster: &'a Cluster,
@@ -29,6 +35,7 @@ pub(super) struct World<'a> {
     pub(super) presence: Arc<Mutex<Presence>>,
     pub(super) bridges: [Mutex<Option<Bridge>>; 3],
     pub(super) crowd: Crowd,
+    size: Size,
     device_ports: Vec<u16>,
     http_ports: Vec<u16>,
     /// How many receipts of no command have come: probes of ours.
@@ -52,6 +59,7 @@ impl<'a> World<'a> {
             presence: Arc::default(),
             bridges: Default::default(),
             crowd,
+            size,
             device_ports,
             http_ports,
             probes: Arc::default(),
@@ -64,7 +72,7 @@ impl<'a> World<'a> {
         (0..NAMES.len()).for_each(|index| world.until_ready(index));
         world.read();
         within(size.settle(), "all devices are connected, and everybody is told", || {
-            world.crowd.is_there()?;
+            world.crowd.is_complete()?;
             world.presence_is_true()
         });
         world
@@ -83,8 +91,7 @@ impl<'a> World<'a> {
             .set("DEVICE_ANSWER_PATTERN", "^OK (?<id>.+)$")
             .set("DEVICE_ANSWER_ID", "id")
             .set("DEVICE_UPLINK", "off")
-            // Without a line for each device and each command that was not delivered.
-            .set("LOG", "warn,rabbitline::bridge=info,rabbitline::broker=info")
+            .set("LOG", if logs_dir().is_some() { "warn,rabbitline=debug" } else { LOG })
     }
 
     fn declare(&self) {
@@ -143,7 +150,7 @@ impl<'a> World<'a> {
 
     pub(super) fn until_ready(&self, index: usize) {
         let at = SocketAddr::from(([127, 0, 0, 1], self.http_ports[index]));
-        eventually("the bridge is ready", || match get(at, "/readyz") {
+        within(self.recovery(), "the bridge is ready", || match get(at, "/readyz") {
             Ok(answer) if answer.status == 200 => Ok(()),
             Ok(answer) => Err(answer.body),
             Err(error) => Err(error.to_string()),
@@ -154,6 +161,7 @@ impl<'a> World<'a> {
     /// had, which goes back to the queue.
     pub(super) fn note_log(&self, bridge: &Bridge, cut_short: bool) {
         let log = bridge.log().text();
+        keep_log(bridge);
         let bad = |line: &&str| {
             let forgot = line.contains("dropped unsettled") && !cut_short;
             forgot || ["panicked", "must not happen"].iter().any(|bad| line.contains(bad))
@@ -175,6 +183,11 @@ impl<'a> World<'a> {
         let untrue = self.presence.lock().expect("presence").untrue(&self.crowd.here());
         let Some(first) = untrue.first() else { return Ok(()) };
         Err(format!("of {} devices something else is said: {first}", untrue.len()))
+    }
+
+    /// How long it may take until all devices are connected again, and a node is one of the cluster's.
+    pub(super) fn recovery(&self) -> Duration {
+        self.size.settle()
     }
 
     /// Whether every command has come to its end, and nothing is on its way.
@@ -218,4 +231,26 @@ impl<'a> World<'a> {
             if probes > 0 { Ok(()) } else { Err("not all") }
         });
     }
+}
+
+impl Drop for World<'_> {
+    /// What goes wrong is looked for in the logs of the bridges that run.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let bridges = self.bridges.iter().filter_map(|bridge| bridge.lock().ok());
+            bridges.for_each(|bridge| bridge.iter().for_each(keep_log));
+        }
+    }
+}
+
+/// Writes all that a bridge has logged to where that is wanted.
+fn keep_log(bridge: &Bridge) {
+    if let Some(dir) = logs_dir() {
+        let name = format!("{}.{}.log", now_ms(), bridge.program.id());
+        fs::write(dir.join(name), bridge.log().text()).expect("a directory that can be written to");
+    }
+}
+
+fn logs_dir() -> Option<PathBuf> {
+    std::env::var_os(LOGS).map(PathBuf::from)
 }

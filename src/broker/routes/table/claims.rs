@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use lapin::types::ShortString;
 use tokio::time::Instant;
+use tracing::debug;
 
 use super::super::super::BrokerError;
 use super::super::super::publication::Publication;
 use super::{CLAIM_AGAIN, Entry, Sent, Table, control_message};
-use crate::cluster::Work;
 use crate::cluster::control::Control;
 use crate::command::Address;
 
@@ -25,7 +25,8 @@ impl Table<'_> {
     /// That this bridge claims a device, for a connection of this epoch.
     pub(super) fn claim_for(&self, address: &Address, epoch: u64) -> Publication {
         let bridge = self.cluster.bridge.to_string();
-        let control = Control::Claim { address: address.to_string(), bridge, epoch };
+        let (named, opened_ms) = (address.to_string(), self.opened_ms);
+        let control = Control::Claim { address: named, bridge, epoch, opened_ms };
         let (exchange, key) = (self.shared().into(), address.to_string().into());
         let mut message = control_message(exchange, key, &control, true);
         // It is made again then. The broker gives what has expired to whoever takes commands off the queue,
@@ -48,6 +49,28 @@ impl Table<'_> {
         Ok(())
     }
 
+    /// A claim of this bridge came to this bridge: by the binding of an earlier connection to the broker, which is as good
+    /// as one that would be made now. But after a claim made on that earlier connection it may be gone since; and for
+    /// an earlier connection of the device it may have been ended.
+    fn came_home(
+        &mut self,
+        address: Address,
+        epoch: u64,
+        opened_ms: u64,
+    ) -> Result<(), BrokerError> {
+        let session = self.devices().registry.find(&address);
+        let is_latest =
+            opened_ms == self.opened_ms && session.is_some_and(|session| session.epoch() == epoch);
+        match self.entries.get_mut(&address) {
+            Some(entry @ Entry::Claiming) if is_latest => {
+                *entry = Entry::Binding;
+                self.bound(address)
+            }
+            Some(_) => self.nobody_has(address),
+            None => self.unbind_stale(&address),
+        }
+    }
+
     pub(super) fn bound(&mut self, address: Address) -> Result<(), BrokerError> {
         if let Some(entry @ Entry::Binding) = self.entries.get_mut(&address) {
             *entry = Entry::Bound;
@@ -61,12 +84,37 @@ impl Table<'_> {
         Ok(())
     }
 
-    pub(super) fn unbind(&mut self, address: &Address) -> Result<(), BrokerError> {
+    /// Unbinds a device. What is published behind this does not come here any more; `say_emptied` has to follow.
+    pub(super) fn unbind(&mut self, address: &Address, was_bound: bool) -> Result<(), BrokerError> {
         let (exchange, key) = (self.shared().to_owned(), address.to_string());
         let inbox = self.inbox(&self.cluster.bridge);
         self.courier.unbind(&exchange, &inbox, &key)?;
         self.binding.push_back(None);
+        self.unbinding.insert(address.clone(), was_bound);
         Ok(())
+    }
+
+    /// Says to this bridge itself, behind all that came by the binding of a device, that it is unbound; and to whom
+    /// it is told then, with the epoch the connection here had.
+    pub(super) fn say_emptied(
+        &mut self,
+        address: &Address,
+        to: Option<(Arc<str>, u64)>,
+    ) -> Result<(), BrokerError> {
+        let own = Arc::clone(&self.cluster.bridge);
+        let (to, epoch) = to.map_or((None, 0), |(to, epoch)| (Some(to.to_string()), epoch));
+        self.say(&own, &Control::Emptied { address: address.to_string(), to, epoch })
+    }
+
+    /// Unbinds a device that is bound, though this bridge does not know of it. Nothing is done if it is being unbound:
+    /// an unbinding may take the broker long, and each that comes on top of it makes all others later.
+    pub(super) fn unbind_stale(&mut self, address: &Address) -> Result<(), BrokerError> {
+        if self.unbinding.contains_key(address) {
+            return Ok(());
+        }
+        debug!(%address, "something came by a binding of a device that is not here; it is unbound");
+        self.unbind(address, false)?;
+        self.say_emptied(address, None)
     }
 
     /// Lets another bridge have a device, once it is told that the connection here has ended.
@@ -101,7 +149,7 @@ impl Table<'_> {
             }
             None => {
                 // The binding by which the claim came may be a stale one.
-                self.unbind(&address)?;
+                self.unbind_stale(&address)?;
                 self.say(&bridge, &Control::Gone { address: named })
             }
         }
@@ -114,13 +162,12 @@ impl Table<'_> {
                 devices.registry.outdo(&address, epoch);
                 self.nobody_has(address)
             }
-            // A binding that an earlier claim has left behind brought it back here.
-            Control::Claim { .. } => self.nobody_has(address),
+            Control::Claim { epoch, opened_ms, .. } => self.came_home(address, epoch, opened_ms),
             Control::Later { epoch, .. } => {
                 self.cluster.told(&address, epoch, true);
-                let left = devices.registry.evict(devices, &address, epoch, true);
-                for order in left.unwrap_or_default() {
-                    self.cluster.push(Work::Command(order, None));
+                if let Some(left) = devices.registry.evict(devices, &address, epoch, true) {
+                    self.cluster.was_shared(&address);
+                    self.cluster.go_on(left);
                 }
                 // The device may have connected here once more since it was claimed.
                 let claims = matches!(self.entries.get(&address), Some(Entry::Claiming));
@@ -133,6 +180,8 @@ impl Table<'_> {
                 Ok(())
             }
             Control::Emptied { to, epoch, .. } => {
+                self.unbinding.remove(&address);
+                let Some(to) = to else { return Ok(()) };
                 let address = address.to_string();
                 self.say(&to, &Control::Yielded { address, epoch })
             }

@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use super::super::super::BrokerError;
 use super::{Sent, Table};
-use crate::cluster::{Overdue, Work};
+use crate::cluster::Overdue;
 use crate::command::Outcome;
 use crate::fate::Fate;
 
@@ -18,12 +18,12 @@ impl Table<'_> {
     pub(super) fn look_at_moving(&mut self, now: Instant) -> Result<bool, BrokerError> {
         let (overdue, unwanted) = self.cluster.overdue(now, OVERDUE_AT_ONCE);
         // It is looked at there why they are not wanted.
-        unwanted.into_iter().for_each(|order| self.cluster.push(Work::Command(order, None)));
+        self.cluster.go_on(unwanted);
         let is_full = overdue.len() == OVERDUE_AT_ONCE;
         for overdue in overdue {
             match self.devices().registry.find(&overdue.address) {
                 // It is told as online soon, or has been.
-                Some(session) if session.is_announced() => self.go_on(overdue),
+                Some(session) if session.is_announced() => self.cluster.go_on(overdue.waiting),
                 Some(_) => self.cluster.hold_on(overdue),
                 None => {
                     let claim = self.claim_for(&overdue.address, overdue.epoch);
@@ -44,10 +44,5 @@ impl Table<'_> {
                 "the bridge that had the device has ended, and the device has not come back";
             devices.reporter.report(order, Fate::new(Outcome::Offline, reason));
         }
-    }
-
-    /// What waited for a device goes where that is.
-    fn go_on(&self, overdue: Overdue) {
-        overdue.waiting.into_iter().for_each(|order| self.cluster.push(Work::Command(order, None)));
     }
 }

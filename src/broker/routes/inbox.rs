@@ -1,0 +1,83 @@
+//! `Inbox`: what comes for a bridge is taken up, and in the end its inbox is left, with nothing in it.
+
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use super::super::connection::Link;
+use super::super::hand::Hand;
+use super::super::intake::{Intake, Queue};
+use super::super::stream::{Source, Stream};
+use super::super::{BrokerError, topology};
+
+/// How long the rest is read at least, each time that an inbox turns out not to be empty: a quorum queue on a busy node
+/// takes longer than this to deliver the first, and then it is read once more.
+const REST_WITHIN: Duration = Duration::from_millis(300);
+/// How often it is looked whether an inbox is empty.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// The inbox of a bridge: of this one, or of one that is gone.
+pub(super) struct Inbox<'a> {
+    pub(super) link: &'a Link,
+    pub(super) intake: &'a Intake,
+    /// The bridge.
+    pub(super) of: &'a str,
+    /// Whether it is this one's or that of another.
+    pub(super) queue: Queue,
+    /// What the connection is called on which it is read.
+    pub(super) reader: &'a str,
+}
+
+impl Inbox<'_> {
+    /// Begins to read.
+    pub(super) async fn open(&self) -> Result<Stream, BrokerError> {
+        let mq = &self.intake.settings.mq;
+        let source = Source { queue: mq.inbox(self.of), exclusive: true };
+        Stream::open(mq, self.link.host(), self.reader, source).await
+    }
+
+    /// Takes up what comes until there seems to be `enough`, when nobody may route anything there any more; then the
+    /// rest, and leaves the inbox. Others have to do what is taken up meanwhile. True if nothing was given back: what was is
+    /// taken up again, and may be written twice.
+    pub(super) async fn take_all(
+        &self,
+        stream: Stream,
+        enough: &CancellationToken,
+    ) -> Result<bool, BrokerError> {
+        let hand = Hand::new(self.intake, stream, self.queue).consume(enough).await?;
+        let took_all = hand.finish().await?;
+        topology::close_inbox(self.link, &self.intake.settings, self.of).await?;
+        Ok(self.take_rest().await? && took_all)
+    }
+
+    /// Takes up what is there of a bridge to which nobody may route any more, and leaves the inbox.
+    pub(super) async fn empty(&self) -> Result<(), BrokerError> {
+        self.take_some(Duration::ZERO).await?;
+        self.take_rest().await.map(|_| ())
+    }
+
+    async fn take_rest(&self) -> Result<bool, BrokerError> {
+        let mut took_all = true;
+        while !topology::leave_inbox(self.link, &self.intake.settings, self.of).await? {
+            took_all &= self.take_some(REST_WITHIN).await?;
+        }
+        Ok(took_all)
+    }
+
+    /// Takes up what comes until the inbox seems to be empty, for so long at least.
+    async fn take_some(&self, at_least: Duration) -> Result<bool, BrokerError> {
+        let (stream, enough) = (self.open().await?, CancellationToken::new());
+        let look = || topology::inbox_depth(self.link, &self.intake.settings, self.of);
+        let looking = async {
+            tokio::time::sleep(at_least).await;
+            while look().await?.is_some_and(|depth| depth > 0) {
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+            enough.cancel();
+            Ok(())
+        };
+        let consuming = Hand::new(self.intake, stream, self.queue).consume(&enough);
+        let (hand, ()) = tokio::try_join!(consuming, looking)?;
+        hand.finish().await
+    }
+}
