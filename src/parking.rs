@@ -226,12 +226,12 @@ impl Parking {
     }
 
     /// Fetching starts anew, on another connection; gives the addresses it was going on for, each to be
-    /// followed by `look_again`. Those that waited come first: one of the others may have cost the connection.
+    /// followed by `look_again`.
     pub(crate) fn restart(&self) -> Vec<Address> {
         let mut state = self.lock();
         let State { wanted, lots, .. } = &mut *state;
+        // Those that waited come first. What is being asked is not asked on that connection.
         let mut addresses: Vec<Address> = wanted.drain(..).collect();
-        // What is being asked is not asked on that connection.
         let running = lots.iter().filter(|(_, lot)| lot.fetching == Fetching::Running);
         addresses.extend(running.map(|(address, _)| address.clone()));
         for address in &addresses {

@@ -8,16 +8,19 @@
 
 mod first_answers;
 mod hand;
+mod suspects;
 
 use std::sync::Arc;
 
-use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt};
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use self::first_answers::FirstAnswers;
 use self::hand::Hand;
+use self::suspects::Suspects;
 use super::connection::Link;
 use super::intake::Intake;
 use super::nodes::Nodes;
@@ -37,12 +40,13 @@ pub(crate) struct Drainer {
     intake: Arc<Intake>,
     nodes: Arc<Nodes>,
     bridge: Arc<str>,
+    suspects: Suspects,
 }
 
 impl Drainer {
     pub(crate) fn new(intake: &Arc<Intake>, nodes: &Arc<Nodes>, bridge: &Arc<str>) -> Self {
         let (intake, nodes, bridge) = (Arc::clone(intake), Arc::clone(nodes), Arc::clone(bridge));
-        Self { intake, nodes, bridge }
+        Self { intake, nodes, bridge, suspects: Suspects::default() }
     }
 
     /// Fetches until `stop`, and then until what is in hand is settled, or `give_up`. What is not settled then
@@ -89,17 +93,31 @@ impl Drainer {
         for address in parking.restart() {
             parking.look_again(&address, devices.wants_parked(&address));
         }
-        let fetching = Fetching { link, intake, stop, first: FirstAnswers::new() };
-        let mut running = FuturesUnordered::new();
+        let first = FirstAnswers::new(&self.suspects);
+        let fetching = Fetching { link, intake, stop, first };
+        let (mut running, mut suspects) = (FuturesUnordered::new(), FuturesUnordered::new());
         loop {
+            let has_room = running.len() < DEVICES_AT_A_TIME && !stop.is_cancelled();
             tokio::select! {
                 biased;
                 Some(done) = running.next(), if !running.is_empty() => done?,
                 () = stop.cancelled(), if running.is_empty() => return Ok(()),
-                work = parking.next_work(), if running.len() < DEVICES_AT_A_TIME && !stop.is_cancelled() => {
+                Some(work) = suspects.next(), if has_room && !suspects.is_empty() => {
                     running.push(fetching.work_on(work));
                 }
+                work = parking.next_work(), if has_room => match self.alone_until(&work) {
+                    Some(until) => suspects.push(sleep_until(until).map(|()| work)),
+                    None => running.push(fetching.work_on(work)),
+                }
             }
+        }
+    }
+
+    /// When this may be worked on, if that is not at once.
+    fn alone_until(&self, work: &Work) -> Option<Instant> {
+        match work {
+            Work::Fetch(address) => self.suspects.alone_until(address, Instant::now()),
+            Work::Count(_) => None,
         }
     }
 }
@@ -129,7 +147,7 @@ struct Fetching<'a> {
     link: &'a Link,
     intake: &'a Intake,
     stop: &'a CancellationToken,
-    first: FirstAnswers,
+    first: FirstAnswers<'a>,
 }
 
 impl Fetching<'_> {
@@ -182,7 +200,7 @@ impl Fetching<'_> {
             return Ok(session.finish_parked(devices));
         }
         let queue = self.intake.settings.mq.parked_queue(address);
-        let turn = self.first.turn().await;
+        let turn = self.first.turn(address).await;
         let channel = self.link.channel().await?;
         let hand = Hand::new(self.intake, &channel, address);
         let fetched = hand.fetch_all(&queue, session, self.stop, turn).await?;

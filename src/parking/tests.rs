@@ -119,7 +119,7 @@ fn what_was_in_hand_on_a_lost_connection_is_missed_until_it_is_back_or_the_broke
 }
 
 #[tokio::test]
-async fn on_a_new_connection_those_that_waited_come_before_those_that_may_have_cost_the_last() {
+async fn on_a_new_connection_those_that_waited_come_before_those_that_had_their_turn() {
     let parking = parking(2, 3);
     parking.set_in_use();
     let second = other().command.address.clone();

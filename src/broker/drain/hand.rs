@@ -95,9 +95,10 @@ impl<'a> Hand<'a> {
                 continue;
             }
             devices.parking.asking(self.address);
+            turn.iter_mut().for_each(Turn::ask);
             let got = self.channel.basic_get(queue.into(), BasicGetOptions { no_ack: false }).await;
-            if let Some(turn) = turn.take() {
-                turn.answered();
+            if is_answer(&got) {
+                turn.take().into_iter().for_each(Turn::answered);
             }
             match got {
                 Ok(got) if self.misses_some(got.as_ref()) => {
@@ -206,6 +207,12 @@ impl<'a> Hand<'a> {
         self.intake.devices().parking.fetched(self.address, number);
         Ok(())
     }
+}
+
+/// Whether the queue is well enough for the broker to say what is in it, or that it is not there.
+fn is_answer(got: &Result<Option<BasicGetMessage>, lapin::Error>) -> bool {
+    got.as_ref()
+        .map_or_else(|error| topology::is_missing(error) || topology::is_away(error), |_| true)
 }
 
 /// Whether a bridge has asked with it whether the queue is there.
