@@ -304,7 +304,7 @@ impl Cluster {
         self.bridges().take_gone(after, Instant::now())
     }
 
-    /// The bindings of a bridge are gone: all others are to claim again what they claimed from it.
+    /// The bindings of a bridge lead nowhere: all others are to claim again what they claimed from it.
     pub(crate) fn left(&self, gone: &str) {
         self.none_moved_to(gone);
         for other in self.others().into_iter().filter(|other| **other != *gone) {

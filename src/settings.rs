@@ -172,7 +172,7 @@ impl Broker {
         format!("{}.{address}", self.parked_prefix)
     }
 
-    /// The queue to which commands for the devices of a bridge come, and the exchange before it.
+    /// The queue to which commands for the devices of a bridge come.
     pub fn inbox(&self, bridge: &str) -> String {
         format!("{}.{bridge}", self.route_exchange)
     }

@@ -1,7 +1,7 @@
 //! `Routes`: how this bridge and the others find each other's devices.
 //!
-//! Each bridge has an exchange and a queue of its own, the inbox. A device that is connected to it is bound:
-//! the exchange that all share routes what is published with its address to that bridge. Everything that
+//! Each bridge has a queue of its own, the inbox, and exchanges that lead there. A device that is connected to it is
+//! bound: the exchange that all share routes what is published with its address to that bridge. Everything that
 //! binds, claims and passes on goes through one channel, because the broker takes a channel's operations
 //! in their order. After any trouble each device is claimed anew; what is bound already stays so.
 
@@ -14,8 +14,8 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt};
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
@@ -94,8 +94,8 @@ impl Routes {
         let stream = inbox.open().await?;
         let events = client::follow(link, settings, &followed::KEYS).await?;
         self.intake.devices().parking.all_left_to_others();
-        topology::open_inbox(link, settings, bridge).await?;
-        let mut table = Table::new(&self.intake, &self.cluster, courier);
+        let gate = topology::open_gate(link, settings, bridge).await?;
+        let mut table = Table::new(&self.intake, &self.cluster, &gate, courier);
         self.cluster.was_away();
         self.cluster.set_routing(true);
         for session in self.intake.devices().registry.all() {
@@ -103,10 +103,11 @@ impl Routes {
         }
         info!(inbox = settings.mq.inbox(bridge), "taking commands from other bridges");
         let empty = CancellationToken::new();
-        let consuming = inbox.take_all(stream, &empty);
+        let consuming = inbox.take_all(stream, &gate, &empty);
         let work = async {
             tokio::pin!(consuming);
-            let mut takeovers = FuturesUnordered::new();
+            let mut chores =
+                FuturesUnordered::from_iter([takeover::clear_up(link, settings, bridge).boxed()]);
             let mut look = interval(LOOK_EVERY);
             look.set_missed_tick_behavior(MissedTickBehavior::Delay);
             loop {
@@ -115,12 +116,12 @@ impl Routes {
                     biased;
                     consumed = &mut consuming => break consumed,
                     said = table.courier.next() => table.said(said?)?,
-                    Some(()) = takeovers.next(), if !takeovers.is_empty() => {}
+                    Some(()) = chores.next(), if !chores.is_empty() => {}
                     () = self.cluster.until_work(), if table.courier.has_room() => {}
                     _ = look.tick() => {
                         table.look()?;
                         if let Some(gone) = self.cluster.take_gone(settings.process.cluster_gone_after) {
-                            takeovers.push(takeover::take_over(self, gone));
+                            chores.push(takeover::take_over(self, link, gone).boxed());
                         }
                         if stop.is_cancelled() && table.is_done() && !empty.is_cancelled() {
                             let depth = topology::inbox_depth(link, settings, bridge).await?;

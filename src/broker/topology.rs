@@ -5,6 +5,7 @@
 //! the bridge cannot work with is an error that names the object and the setting.
 
 mod arguments;
+mod gate;
 mod inboxes;
 
 use std::sync::Arc;
@@ -18,9 +19,9 @@ use lapin::{Channel, ErrorKind, ExchangeKind};
 use tracing::{info, warn};
 
 pub(super) use self::arguments::Arguments;
+pub(super) use self::gate::{Gate, clear_gates, close_gate, open_gate, shut_gate};
 pub(super) use self::inboxes::{
-    INBOX_TTL, act_for, close_inbox, has_died, inbox_depth, leave_inbox, open_inbox, prepare_inbox,
-    prepare_routes,
+    INBOX_TTL, act_for, inbox_depth, leave_inbox, prepare_inbox, prepare_routes,
 };
 use super::BrokerError;
 use super::connection::Link;

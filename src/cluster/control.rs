@@ -31,8 +31,8 @@ pub(crate) enum Control {
     Gone { address: String },
     /// To itself, behind all that came for the device before its binding ended; the bridge `to` may have it now.
     Emptied { address: String, to: Option<String>, epoch: u64 },
-    /// What came for this bridge is taken on by another, and its bindings are gone: what was claimed from it
-    /// is to be claimed again.
+    /// What came for this bridge is taken on by another, and its bindings lead nowhere: what was claimed from
+    /// it is to be claimed again.
     Left { bridge: String },
     /// To one that was not known: this one is there, too, and has given out epochs up to this.
     Here { bridge: String, epoch: u64 },

@@ -34,6 +34,14 @@ fn until_online(presence: &Inbox, address: &str, bridge: &str) -> Value {
     }
 }
 
+/// The exchange to which a device is bound, of whichever bridge.
+fn bound_to(scene: &Scene, address: &str) -> Option<String> {
+    let columns = ["list_bindings", "source_name", "routing_key", "destination_name", "-q"];
+    let bound = format!("{}\t{address}\t", scene.routes());
+    let all = scene.broker.ctl(&columns);
+    all.lines().find_map(|line| line.strip_prefix(&bound)).map(str::to_owned)
+}
+
 /// How often both bridges together have counted an outcome.
 fn outcomes(bridges: &[Bridge], outcome: &str) -> f64 {
     bridges.iter().map(|bridge| bridge.outcomes(outcome)).sum()
@@ -195,8 +203,11 @@ fn a_binding_that_no_bridge_stands_behind_is_no_circle() {
     let bridges = [setup(&scene, "a").start()];
     let undelivered = scene.undelivered_inbox();
     // As a bug, or somebody's hand, might leave one behind.
-    let inbox = format!("{}.a", scene.routes());
-    scene.amqp.bind_exchange(&scene.routes(), &inbox, "127.0.0.9");
+    let device = bridges[0].device("127.0.0.9");
+    let bound = eventually("it is bound", || bound_to(&scene, "127.0.0.9").ok_or("it is not"));
+    drop(device);
+    eventually("it is unbound", || bound_to(&scene, "127.0.0.9").map_or(Ok(()), Err));
+    scene.amqp.bind_exchange(&scene.routes(), &bound, "127.0.0.9");
 
     scene.publish(&command("127.0.0.9", "ON"));
     assert_eq!(undelivered.next().header("x-outcome"), "offline");

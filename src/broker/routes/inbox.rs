@@ -8,6 +8,7 @@ use super::super::connection::Link;
 use super::super::hand::Hand;
 use super::super::intake::{Intake, Queue};
 use super::super::stream::{Source, Stream};
+use super::super::topology::Gate;
 use super::super::{BrokerError, topology};
 
 /// How long the rest is read at least, each time that an inbox turns out not to be empty: a quorum queue on a busy node
@@ -42,11 +43,12 @@ impl Inbox<'_> {
     pub(super) async fn take_all(
         &self,
         stream: Stream,
+        gate: &Gate,
         enough: &CancellationToken,
     ) -> Result<bool, BrokerError> {
         let hand = Hand::new(self.intake, stream, self.queue).consume(enough).await?;
         let took_all = hand.finish().await?;
-        topology::close_inbox(self.link, &self.intake.settings, self.of).await?;
+        topology::close_gate(self.link, gate).await?;
         Ok(self.take_rest().await? && took_all)
     }
 

@@ -22,6 +22,7 @@ use super::super::intake::Intake;
 use super::super::message::PERSISTENT;
 use super::super::publication::Publication;
 use super::super::stream::{Courier, Said};
+use super::super::topology::Gate;
 use crate::clock::Moment;
 use crate::cluster::control::{self, Control};
 use crate::cluster::{Cluster, Overdue, Work};
@@ -32,6 +33,10 @@ use crate::order::Order;
 /// How long a bridge that may have a device has to answer before it is asked again, and what waits for the
 /// device waits no longer. It takes some milliseconds; after this it is dead, or cut off.
 const CLAIM_AGAIN: Duration = Duration::from_secs(5);
+
+/// A binding takes some milliseconds, on a busy broker seconds. After this the device may have connected to another
+/// bridge, which found nobody to claim it from.
+const BINDING_IS_LATE: Duration = Duration::from_millis(100);
 
 /// How often it is asked whether the other bridges are there.
 const ASK_EVERY: Duration = Duration::from_secs(1);
@@ -73,14 +78,16 @@ enum Sent {
 pub(super) struct Table<'a> {
     intake: &'a Intake,
     cluster: &'a Cluster,
+    /// To which devices are bound.
+    gate: &'a Gate,
     pub(super) courier: Courier,
     /// When this began, which tells its claims from those of earlier connections.
     opened_ms: u64,
     entries: HashMap<Address, Entry>,
     /// Publications that are not confirmed, by their numbers.
     sent: HashMap<u64, Sent>,
-    /// Bindings and unbindings that are not answered, oldest first; unbindings have no address.
-    binding: VecDeque<Option<Address>>,
+    /// Bindings and unbindings that are not answered, oldest first: which device is bound, and since when.
+    binding: VecDeque<Option<(Address, Instant)>>,
     /// Claims, and when to make them again.
     claims: VecDeque<(Instant, Address)>,
     /// Devices that were neither bound nor leaving when this was looked at last.
@@ -131,10 +138,16 @@ impl Drop for Table<'_> {
 }
 
 impl<'a> Table<'a> {
-    pub(super) fn new(intake: &'a Intake, cluster: &'a Cluster, courier: Courier) -> Self {
+    pub(super) fn new(
+        intake: &'a Intake,
+        cluster: &'a Cluster,
+        gate: &'a Gate,
+        courier: Courier,
+    ) -> Self {
         Self {
             intake,
             cluster,
+            gate,
             courier,
             opened_ms: Moment::now().wall_ms,
             entries: HashMap::new(),
@@ -217,7 +230,10 @@ impl<'a> Table<'a> {
     pub(super) fn said(&mut self, said: Said) -> Result<(), BrokerError> {
         match said {
             Said::Bound => match self.binding.pop_front() {
-                Some(Some(address)) => self.bound(address),
+                Some(Some((address, since))) => {
+                    self.bound(address.clone())?;
+                    if since.elapsed() < BINDING_IS_LATE { Ok(()) } else { self.check(&address) }
+                }
                 Some(None) | None => Ok(()),
             },
             Said::Taken(number) => {

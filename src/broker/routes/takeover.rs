@@ -1,4 +1,5 @@
-//! What becomes of a bridge that has died: its bindings are deleted, and what is in its inbox is taken on.
+//! What becomes of a bridge that has died: its gate is shut, what is in its inbox is taken on, and at leisure its
+//! bindings are deleted.
 //!
 //! Whoever has the queue that says that a bridge is there acts for it: the bridge itself, or one that takes over.
 
@@ -13,15 +14,22 @@ use super::super::{BrokerError, topology};
 use super::Routes;
 use super::inbox::Inbox;
 use crate::cluster::Cluster;
+use crate::settings::Settings;
 
 /// Devices that have connected to other bridges meanwhile were claimed in vain, from the one that is dead. They are
-/// claimed anew as soon as its bindings are gone, which takes some milliseconds, and 20,000 of them some
+/// claimed anew as soon as its gate is shut, which takes some milliseconds, and 20,000 of them some
 /// seconds; what is in the inbox would be taken for offline before.
 const CLAIMS_WITHIN: Duration = Duration::from_secs(1);
-/// Takes over from a bridge that is gone, unless another does or it has come back.
-pub(super) async fn take_over(routes: &Routes, gone: Arc<str>) {
+/// How long after a bridge has died or come back its old bindings begin to be deleted, which slows others that bind:
+/// its devices are somewhere else by then.
+const CLEAR_AFTER: Duration = Duration::from_secs(10);
+
+/// Takes over from a bridge that is gone, unless another does or it has come back. Its bindings are deleted on `own`,
+/// this bridge's link: it may come back meanwhile.
+pub(super) async fn take_over(routes: &Routes, own: &Link, gone: Arc<str>) {
     match attempt(routes, &gone).await {
-        Ok(()) => {}
+        Ok(true) => clear_up(own, &routes.intake.settings, &gone).await,
+        Ok(false) => {}
         // If it is still so, it is tried again.
         Err(error) => {
             warn!(bridge = %gone, "cannot take over from a bridge that is gone: {error}");
@@ -30,7 +38,15 @@ pub(super) async fn take_over(routes: &Routes, gone: Arc<str>) {
     }
 }
 
-async fn attempt(routes: &Routes, gone: &Arc<str>) -> Result<(), BrokerError> {
+/// Deletes the bindings that a bridge has left when it died.
+pub(super) async fn clear_up(link: &Link, settings: &Settings, bridge: &str) {
+    tokio::time::sleep(CLEAR_AFTER).await;
+    if let Err(error) = topology::clear_gates(link, settings, bridge).await {
+        warn!(bridge, "cannot delete the bindings that a bridge has left: {error}");
+    }
+}
+
+async fn attempt(routes: &Routes, gone: &Arc<str>) -> Result<bool, BrokerError> {
     let link = routes.nodes.open(&routes.cluster.bridge, "takeover").await?;
     let result = tokio::select! {
         result = empty(&link, &routes.intake, &routes.cluster, gone) => result,
@@ -39,22 +55,22 @@ async fn attempt(routes: &Routes, gone: &Arc<str>) -> Result<(), BrokerError> {
     link.end(result).await
 }
 
+/// True if it was taken over from.
 async fn empty(
     link: &Link,
     intake: &Intake,
     cluster: &Cluster,
     gone: &Arc<str>,
-) -> Result<(), BrokerError> {
+) -> Result<bool, BrokerError> {
     let settings = &intake.settings;
     if !topology::act_for(link, settings, gone).await? {
         cluster.is_there(gone);
-        return Ok(());
+        return Ok(false);
     }
-    let has_died = topology::has_died(link, settings, gone).await?;
-    topology::close_inbox(link, settings, gone).await?;
+    let has_died = topology::shut_gate(link, settings, gone).await?;
     let Some(waiting) = topology::inbox_depth(link, settings, gone).await? else {
         cluster.forget_bridge(gone);
-        return Ok(());
+        return Ok(has_died);
     };
     if has_died {
         intake.devices().metrics.taken_over();
@@ -69,5 +85,5 @@ async fn empty(
     if has_died {
         info!(bridge = %gone, "what came for a bridge that is gone is taken on");
     }
-    Ok(())
+    Ok(has_died)
 }

@@ -1,19 +1,15 @@
-//! What each bridge of a cluster has at the broker: its exchange, its inbox, and a queue that says that it is there.
+//! What each bridge of a cluster has at the broker: its inbox, and a queue that says that it is there.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use lapin::ExchangeKind;
-use lapin::options::{
-    BasicGetOptions, ExchangeDeclareOptions, ExchangeDeleteOptions, QueueDeclareOptions,
-    QueueDeleteOptions,
-};
+use lapin::options::{BasicGetOptions, QueueDeclareOptions, QueueDeleteOptions};
 use lapin::types::{AMQPValue, FieldTable};
 
 use super::super::BrokerError;
 use super::super::connection::Link;
 use super::{
-    Arguments, EVENTS_ADVICE, Missing, NOT_FOUND, PRECONDITION_FAILED, TOPIC, bind, code, depth,
+    Arguments, EVENTS_ADVICE, Missing, NOT_FOUND, PRECONDITION_FAILED, TOPIC, code, depth,
     exchange_of, for_routes, is_missing, refusal,
 };
 use crate::settings::{QueueType, Settings};
@@ -108,48 +104,6 @@ pub(in super::super) async fn act_for(
     }
 }
 
-/// Sees to a bridge's own exchange, to which devices are bound, and puts the inbox behind it. One that is there is used
-/// with all its bindings: to make ten thousand of them anew takes a cluster of RabbitMQ half a minute.
-pub(in super::super) async fn open_inbox(
-    link: &Link,
-    settings: &Settings,
-    bridge: &str,
-) -> Result<(), BrokerError> {
-    let name = settings.mq.inbox(bridge);
-    // Not durable, and so are the bindings to it, which makes them three times as fast: after a restart of
-    // the broker each bridge binds its devices anew anyway.
-    let options = ExchangeDeclareOptions {
-        passive: false,
-        durable: false,
-        auto_delete: false,
-        internal: false,
-        nowait: false,
-    };
-    let channel = link.channel().await?;
-    let kind = ExchangeKind::Fanout;
-    let declared =
-        channel.exchange_declare(name.as_str().into(), kind, options, FieldTable::default()).await;
-    declared.map_err(|error| {
-        refusal(format!("exchange `{name}`"), &error, "let MQ_USERNAME configure it")
-    })?;
-    bind(link, &name, &name, "", false).await
-}
-
-/// Deletes a bridge's own exchange, and with it the bindings of all its devices. With many of them that takes the broker
-/// long, and others that bind wait meanwhile.
-pub(in super::super) async fn close_inbox(
-    link: &Link,
-    settings: &Settings,
-    bridge: &str,
-) -> Result<(), BrokerError> {
-    let name = settings.mq.inbox(bridge);
-    let options = ExchangeDeleteOptions { if_unused: false, nowait: false };
-    let deleted = link.channel().await?.exchange_delete(name.as_str().into(), options).await;
-    deleted.map_err(|error| {
-        refusal(format!("exchange `{name}`"), &error, "let MQ_USERNAME configure it")
-    })
-}
-
 /// How many messages wait in a bridge's inbox; None if there is no such queue. Of a quorum queue in trouble it may be
 /// zero though some do.
 pub(in super::super) async fn inbox_depth(
@@ -197,23 +151,5 @@ pub(in super::super) async fn leave_inbox(
         Err(error) if is_missing(&error) => Ok(true),
         Err(error) if code(&error) == Some(PRECONDITION_FAILED) => Ok(false),
         left => left.map_err(BrokerError::during("leaving an inbox")),
-    }
-}
-
-/// Whether a bridge's own exchange is there: whoever ends in good order deletes it.
-pub(in super::super) async fn has_died(
-    link: &Link,
-    settings: &Settings,
-    bridge: &str,
-) -> Result<bool, BrokerError> {
-    let name = settings.mq.inbox(bridge);
-    let channel = link.channel().await?;
-    let passive = ExchangeDeclareOptions { passive: true, ..ExchangeDeclareOptions::default() };
-    let none = FieldTable::default();
-    match channel.exchange_declare(name.as_str().into(), ExchangeKind::Fanout, passive, none).await
-    {
-        Ok(()) => Ok(true),
-        Err(error) if is_missing(&error) => Ok(false),
-        Err(error) => Err(BrokerError::during("taking over")(error)),
     }
 }

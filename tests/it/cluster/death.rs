@@ -24,7 +24,7 @@ fn until_gone(scene: &Scene, name: &str) {
         Err(_) => Ok(()),
         Ok(depth) => Err(format!("{depth:?}")),
     });
-    until_no_exchange(scene, &inbox);
+    until_shut(scene, &inbox);
 }
 
 /// Waits until nothing but an empty queue of a bridge is left, which nobody reads.
@@ -35,13 +35,23 @@ fn until_left(scene: &Scene, name: &str) {
         Ok((0, 0)) => Ok(()),
         other => Err(format!("{other:?}")),
     });
-    until_no_exchange(scene, &inbox);
+    until_shut(scene, &inbox);
+}
+
+#[track_caller]
+fn until_shut(scene: &Scene, inbox: &str) {
+    until_no_exchange(scene, &format!("{inbox}.gate.0"));
+}
+
+/// The exchange of one generation of a bridge's gate that is declared last and deleted last.
+fn last_shard(scene: &Scene, name: &str, generation: usize) -> String {
+    format!("{}.gate.{generation}.15", inbox(scene, name))
 }
 
 #[track_caller]
 fn until_no_exchange(scene: &Scene, name: &str) {
-    eventually("its exchange is gone", || {
-        scene.amqp.exchange(name).is_err().then_some(()).ok_or("it is there")
+    eventually("an exchange is gone", || {
+        scene.amqp.exchange(name).is_err().then_some(()).ok_or_else(|| format!("{name} is there"))
     });
 }
 
@@ -134,6 +144,7 @@ fn a_bridge_that_is_told_to_end_leaves_nothing_behind() {
 
     assert_eq!(finished.code, Some(0), "nothing was cut short");
     until_gone(&scene, "a");
+    until_no_exchange(&scene, &last_shard(&scene, "a", 0));
     for letter in receipts.take(COMMANDS) {
         let receipt = letter.json();
         let ends = ["written", "offline"].contains(&receipt["outcome"].as_str().unwrap_or(""));
@@ -141,6 +152,34 @@ fn a_bridge_that_is_told_to_end_leaves_nothing_behind() {
     }
     assert_eq!(second.metric("rabbitline_route_bridges_taken_over_total"), 0.0);
     assert_eq!(presence.take(1)[0].json()["online"], false);
+}
+
+#[test]
+fn a_bridge_that_died_comes_back_before_its_old_bindings_are_deleted() {
+    let scene = Scene::new("cluster-back");
+    let presence = scene.presence();
+    let start = |name| setup(&scene, name).set("CLUSTER_GONE_AFTER", "1s").start();
+    let (first, second) = (start("a"), start("b"));
+    second.until_metric("rabbitline_route_bridges", |known| known == 1.0);
+    let _left = [first.device("127.0.0.2"), first.device("127.0.0.3")];
+    until_online(&presence, "127.0.0.3", "a");
+    kill(first);
+    second.until_logged(&["what came for a bridge that is gone is taken on"]);
+    let undelivered = scene.undelivered_inbox();
+
+    let first = start("a");
+    // By the binding that is left nothing comes to the bridge that is back.
+    scene.publish(&command("127.0.0.2", "NOBODY THERE"));
+    assert_eq!(undelivered.next().header("x-outcome"), "offline");
+    let mut device = first.device("127.0.0.2");
+    until_online(&presence, "127.0.0.2", "a");
+    scene.publish(&command("127.0.0.2", "ONE"));
+    assert_eq!(device.line(), "ONE\r\n");
+
+    until_no_exchange(&scene, &last_shard(&scene, "a", 0));
+    assert!(scene.amqp.exchange(&last_shard(&scene, "a", 1)).is_ok(), "it is in use");
+    scene.publish(&command("127.0.0.2", "TWO"));
+    assert_eq!(device.line(), "TWO\r\n", "its own binding is there still");
 }
 
 #[test]

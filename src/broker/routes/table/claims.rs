@@ -43,9 +43,8 @@ impl Table<'_> {
         }
         self.entries.insert(address.clone(), Entry::Binding);
         let (exchange, key) = (self.shared().to_owned(), address.to_string());
-        let inbox = self.inbox(&self.cluster.bridge);
-        self.courier.bind(&exchange, &inbox, &key)?;
-        self.binding.push_back(Some(address));
+        self.courier.bind(&exchange, &self.gate.shard_of(&address), &key)?;
+        self.binding.push_back(Some((address, Instant::now())));
         Ok(())
     }
 
@@ -84,11 +83,23 @@ impl Table<'_> {
         Ok(())
     }
 
+    /// Claims a device once more that is bound here: if another bridge has bound it meanwhile, one of both has a later
+    /// connection of it, and the other lets it go.
+    pub(super) fn check(&mut self, address: &Address) -> Result<(), BrokerError> {
+        let session = self.devices().registry.find(address);
+        match (self.entries.get(address), session) {
+            (Some(Entry::Bound), Some(session)) => {
+                let claim = self.claim_for(address, session.epoch());
+                self.publish(claim, Sent::Said)
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Unbinds a device. What is published behind this does not come here any more; `say_emptied` has to follow.
     pub(super) fn unbind(&mut self, address: &Address, was_bound: bool) -> Result<(), BrokerError> {
         let (exchange, key) = (self.shared().to_owned(), address.to_string());
-        let inbox = self.inbox(&self.cluster.bridge);
-        self.courier.unbind(&exchange, &inbox, &key)?;
+        self.courier.unbind(&exchange, &self.gate.shard_of(address), &key)?;
         self.binding.push_back(None);
         self.unbinding.insert(address.clone(), was_bound);
         Ok(())

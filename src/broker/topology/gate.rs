@@ -1,0 +1,225 @@
+//! `Gate`: the exchanges through which what is for a bridge's devices comes into its inbox.
+//!
+//! A device is bound to one of several shards, all shards lead to the gate, and the gate to the inbox. Whoever takes
+//! over from a bridge that is dead deletes its gate, which is done in a moment however many devices were bound, and
+//! from then on nothing is routed there. The shards are deleted later, one after the other: to delete an exchange with
+//! ten thousand bindings takes a cluster of RabbitMQ 10 to 20 seconds, in which others hardly bind. So that the
+//! bridge can come back meanwhile there are several generations of these exchanges, of which one is in use.
+
+use lapin::ExchangeKind;
+use lapin::options::{ExchangeBindOptions, ExchangeDeclareOptions, ExchangeDeleteOptions};
+use lapin::types::FieldTable;
+use tokio::time::Instant;
+use tracing::debug;
+
+use super::super::BrokerError;
+use super::super::connection::Link;
+use super::{PRECONDITION_FAILED, bind, code, is_missing, refusal};
+use crate::command::Address;
+use crate::settings::Settings;
+
+/// Exchanges to which a bridge's devices are bound. With 20,000 devices each is deleted in about a second.
+const SHARDS: u32 = 16;
+/// How often a bridge may die and come back before what the first one left is deleted.
+const GENERATIONS: u8 = 4;
+/// After each shard others have this many times as long to bind as it took to delete it.
+const REST: u32 = 2;
+
+const ADVICE: &str = "let MQ_USERNAME configure it, write to it and read from it";
+
+/// Not durable, and so are the bindings to it, which makes them three times as fast: after a restart of the broker
+/// each bridge binds its devices anew anyway.
+const TRANSIENT: ExchangeDeclareOptions = ExchangeDeclareOptions {
+    passive: false,
+    durable: false,
+    auto_delete: false,
+    internal: false,
+    nowait: false,
+};
+
+/// A bridge's gate and what leads to it, of one generation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in super::super) struct Gate {
+    name: String,
+}
+
+impl Gate {
+    fn all(settings: &Settings, bridge: &str) -> impl Iterator<Item = Self> {
+        let inbox = settings.mq.inbox(bridge);
+        (0..GENERATIONS).map(move |generation| Self { name: format!("{inbox}.gate.{generation}") })
+    }
+
+    /// The exchange to which a device is bound. A bridge that comes back with the bindings of the one before it has
+    /// to find each where that one made it, so this is the same in every process and on every machine.
+    pub(in super::super) fn shard_of(&self, address: &Address) -> String {
+        let named = address.to_string();
+        let hash = named
+            .bytes()
+            .fold(0_u32, |hash, byte| hash.wrapping_mul(31).wrapping_add(u32::from(byte)));
+        self.shard(hash % SHARDS)
+    }
+
+    fn shard(&self, number: u32) -> String {
+        format!("{}.{number}", self.name)
+    }
+
+    /// Declares it, or what is missing of it, and binds all of it together.
+    async fn declare(&self, link: &Link, inbox: &str) -> Result<(), BrokerError> {
+        declare(link, &self.name).await?;
+        bind(link, inbox, &self.name, "", false).await?;
+        let channel = link.channel().await?;
+        for shard in (0..SHARDS).map(|number| self.shard(number)) {
+            declare(link, &shard).await?;
+            let options = ExchangeBindOptions { nowait: false };
+            let (to, from) = (self.name.as_str().into(), shard.as_str().into());
+            let bound =
+                channel.exchange_bind(to, from, "".into(), options, FieldTable::default()).await;
+            bound.map_err(|error| refusal(format!("exchange `{shard}`"), &error, ADVICE))?;
+        }
+        Ok(())
+    }
+
+    async fn is_open(&self, link: &Link) -> Result<bool, BrokerError> {
+        exists(link, &self.name).await
+    }
+
+    /// Whether something of it is there. The last shard is declared last, too; but what is there without it leads
+    /// nowhere and has no bindings.
+    async fn is_left(&self, link: &Link) -> Result<bool, BrokerError> {
+        exists(link, &self.shard(SHARDS - 1)).await
+    }
+
+    async fn shut(&self, link: &Link) -> Result<(), BrokerError> {
+        delete(link, &self.name, false).await
+    }
+
+    /// Deletes the shards of a gate that is shut; not those of one that is open.
+    async fn delete_shards(&self, link: &Link, rest: u32) -> Result<(), BrokerError> {
+        for number in 0..SHARDS {
+            let began = Instant::now();
+            delete(link, &self.shard(number), true).await?;
+            tokio::time::sleep(began.elapsed() * rest).await;
+        }
+        Ok(())
+    }
+}
+
+/// Opens a bridge's gate, with its inbox behind it. One that is open is used with all bindings that lead there: to make
+/// ten thousand of them anew takes a cluster of RabbitMQ half a minute.
+pub(in super::super) async fn open_gate(
+    link: &Link,
+    settings: &Settings,
+    bridge: &str,
+) -> Result<Gate, BrokerError> {
+    let inbox = settings.mq.inbox(bridge);
+    let mut free = None;
+    for gate in Gate::all(settings, bridge) {
+        if gate.is_open(link).await? {
+            gate.declare(link, &inbox).await?;
+            return Ok(gate);
+        }
+        if free.is_none() && !gate.is_left(link).await? {
+            free = Some(gate);
+        }
+    }
+    let Some(gate) = free else {
+        return Err(BrokerError::Topology {
+            object: format!("exchanges `{inbox}.gate.*`"),
+            said: format!("this bridge has died {GENERATIONS} times, and they are not deleted yet"),
+            advice: "wait until they are, or delete them",
+        });
+    };
+    gate.declare(link, &inbox).await?;
+    Ok(gate)
+}
+
+/// Shuts the gate of a bridge that is dead; false if it was not open: whoever ends in good order closes it.
+pub(in super::super) async fn shut_gate(
+    link: &Link,
+    settings: &Settings,
+    bridge: &str,
+) -> Result<bool, BrokerError> {
+    let mut was_open = false;
+    for gate in Gate::all(settings, bridge) {
+        if gate.is_open(link).await? {
+            gate.shut(link).await?;
+            was_open = true;
+        }
+    }
+    Ok(was_open)
+}
+
+/// Deletes a gate to which nothing is bound any more, and all that belongs to it.
+pub(in super::super) async fn close_gate(link: &Link, gate: &Gate) -> Result<(), BrokerError> {
+    gate.shut(link).await?;
+    gate.delete_shards(link, 0).await
+}
+
+/// Deletes what is left of a bridge's gates that were shut, slowly.
+pub(in super::super) async fn clear_gates(
+    link: &Link,
+    settings: &Settings,
+    bridge: &str,
+) -> Result<(), BrokerError> {
+    for gate in Gate::all(settings, bridge) {
+        if !gate.is_open(link).await? && gate.is_left(link).await? {
+            let began = Instant::now();
+            gate.delete_shards(link, REST).await?;
+            debug!(exchange = gate.name, took = ?began.elapsed(), "deleted the bindings of a bridge that had died");
+        }
+    }
+    Ok(())
+}
+
+async fn declare(link: &Link, name: &str) -> Result<(), BrokerError> {
+    let (kind, none) = (ExchangeKind::Fanout, FieldTable::default());
+    let declared = link.channel().await?.exchange_declare(name.into(), kind, TRANSIENT, none).await;
+    declared.map_err(|error| refusal(format!("exchange `{name}`"), &error, ADVICE))
+}
+
+async fn exists(link: &Link, name: &str) -> Result<bool, BrokerError> {
+    let channel = link.channel().await?;
+    let passive = ExchangeDeclareOptions { passive: true, ..TRANSIENT };
+    let (kind, none) = (ExchangeKind::Fanout, FieldTable::default());
+    match channel.exchange_declare(name.into(), kind, passive, none).await {
+        Ok(()) => Ok(true),
+        Err(error) if is_missing(&error) => Ok(false),
+        Err(error) => Err(BrokerError::during("looking for an exchange")(error)),
+    }
+}
+
+/// Deletes an exchange, if it is there; not one that leads somewhere, if only `unused` ones are to be deleted.
+async fn delete(link: &Link, name: &str, unused: bool) -> Result<(), BrokerError> {
+    let options = ExchangeDeleteOptions { if_unused: unused, nowait: false };
+    match link.channel().await?.exchange_delete(name.into(), options).await {
+        Err(error) if unused && code(&error) == Some(PRECONDITION_FAILED) => Ok(()),
+        Err(error) if is_missing(&error) => Ok(()),
+        deleted => deleted.map_err(|error| refusal(format!("exchange `{name}`"), &error, ADVICE)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+    use std::net::IpAddr;
+
+    use super::*;
+
+    fn gate() -> Gate {
+        Gate { name: "routes.a.gate.0".to_owned() }
+    }
+
+    #[test]
+    fn a_device_has_the_same_shard_wherever_it_is_asked_for() {
+        let address = |text: &str| Address::from(text.parse::<IpAddr>().expect("an address"));
+        assert_eq!(gate().shard_of(&address("10.1.2.3")), "routes.a.gate.0.11");
+        assert_eq!(gate().shard_of(&address("fe80::1")), "routes.a.gate.0.10");
+    }
+
+    #[test]
+    fn the_devices_of_one_network_are_spread_over_all_shards() {
+        let device = |last| Address::from(IpAddr::from([10, 0, 0, last]));
+        let shards: HashSet<_> = (0..=255).map(|last| gate().shard_of(&device(last))).collect();
+        assert_eq!(shards.len(), SHARDS as usize);
+    }
+}
