@@ -59,7 +59,7 @@ pub(crate) use sse::Events;
 pub(crate) use stall::{
     STALL_LINE_MAX, goes_on_where_it_moved, stall, stalling_line, stalling_number, stalling_numbers,
 };
-pub(crate) use stream::{Stream, line_of};
+pub(crate) use stream::{Arrived, Stream, line_of};
 pub(crate) use tls::{Authority, Certificate, TlsDevice, TlsFiles};
 pub(crate) use tokens::TokensFile;
 pub(crate) use wait::{block_on, eventually, runtime, within};

@@ -87,8 +87,12 @@ fn a_device_for_which_nothing_was_parked_costs_the_broker_no_channel() {
     scene.publish(&command("127.0.0.250", "ON"));
     assert_eq!(last.line(), "ON\r\n");
 
-    let complaint = format!("no queue '{}", scene.parked_for("127."));
-    let log = scene.broker.logged();
-    assert!(log.contains("accepting AMQP connection"), "it is the node's log: {log}");
+    let complaint = |name: &str| format!("no queue '{name}");
+    assert!(scene.amqp.queue("the mark").is_err());
+    let log = eventually("the node has logged all that was before the mark", || {
+        let log = scene.broker.logged();
+        if log.contains(&complaint("the mark")) { Ok(log) } else { Err("it has not") }
+    });
+    let complaint = complaint(&scene.parked_for("127."));
     assert!(!log.contains(&complaint), "{complaint}: {log}");
 }
