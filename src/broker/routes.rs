@@ -123,6 +123,10 @@ impl Routes {
                         if let Some(gone) = self.cluster.take_gone(settings.process.cluster_gone_after) {
                             chores.push(takeover::take_over(self, link, gone).boxed());
                         }
+                        if stop.is_cancelled() && table.has_many() {
+                            gate.shut(link).await?;
+                            table.shut();
+                        }
                         if stop.is_cancelled() && table.is_done() && !empty.is_cancelled() {
                             let depth = topology::inbox_depth(link, settings, bridge).await?;
                             if depth.is_none_or(|depth| depth == 0) {
@@ -140,6 +144,10 @@ impl Routes {
             error = followed::hear(events, &settings.mq.route_exchange, self.intake.devices(), &self.cluster) => return Err(error),
         };
         self.cluster.set_routing(false);
+        // The shards of a gate that was shut in a hurry are deleted by whoever finds that this bridge is gone.
+        if table.has_unbound_all() {
+            gate.delete_shards(link).await?;
+        }
         table.close().await?;
         Ok(took_all)
     }

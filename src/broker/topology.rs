@@ -19,7 +19,7 @@ use lapin::{Channel, ErrorKind, ExchangeKind};
 use tracing::{info, warn};
 
 pub(super) use self::arguments::Arguments;
-pub(super) use self::gate::{Gate, clear_gates, close_gate, open_gate, shut_gate};
+pub(super) use self::gate::{Gate, clear_gates, open_gate, shut_gate};
 pub(super) use self::inboxes::{
     INBOX_TTL, act_for, inbox_depth, leave_inbox, prepare_inbox, prepare_routes,
 };

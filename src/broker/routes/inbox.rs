@@ -48,7 +48,7 @@ impl Inbox<'_> {
     ) -> Result<bool, BrokerError> {
         let hand = Hand::new(self.intake, stream, self.queue).consume(enough).await?;
         let took_all = hand.finish().await?;
-        topology::close_gate(self.link, gate).await?;
+        gate.shut(self.link).await?;
         Ok(self.take_rest().await? && took_all)
     }
 

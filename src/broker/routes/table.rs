@@ -4,6 +4,7 @@
 //! can another bridge find that nobody has it. What comes for it meanwhile waits behind the unbinding.
 
 mod claims;
+mod ending;
 mod moving;
 mod passing;
 mod sought;
@@ -92,11 +93,13 @@ pub(super) struct Table<'a> {
     claims: VecDeque<(Instant, Address)>,
     /// Devices that were neither bound nor leaving when this was looked at last.
     pending: usize,
-    /// Devices that are unbound when nothing that was parked for them is in hand any more.
-    fetching: Vec<Address>,
+    /// Devices that are unbound when nothing that was parked for them is in hand any more, and there is room.
+    later: Vec<Address>,
     /// Devices that are unbound, and of which commands may still come that came before; and whether they had been
     /// bound to all this bridge knows.
     unbinding: HashMap<Address, bool>,
+    /// Whether nothing comes by any binding any more, though devices are bound.
+    is_shut: bool,
     /// When the other bridges were asked last whether they are there.
     asked: Instant,
     /// Whether devices may be held here that have not come back in time.
@@ -155,7 +158,8 @@ impl<'a> Table<'a> {
             binding: VecDeque::new(),
             claims: VecDeque::new(),
             pending: 0,
-            fetching: Vec::new(),
+            later: Vec::new(),
+            is_shut: false,
             unbinding: HashMap::new(),
             asked: Instant::now(),
             more_overdue: false,
@@ -189,7 +193,7 @@ impl<'a> Table<'a> {
             self.pending = self.entries.values().filter(pending).count();
             self.devices().metrics.route_pending(self.pending);
         }
-        for address in std::mem::take(&mut self.fetching) {
+        for address in std::mem::take(&mut self.later) {
             self.try_to_end(address)?;
         }
         let now = Instant::now();
@@ -343,34 +347,6 @@ impl<'a> Table<'a> {
             }
             None => Ok(()),
         }
-    }
-
-    /// Unbinds a device whose connection has ended, if everybody was told and what was parked for it is
-    /// where others find it.
-    fn try_to_end(&mut self, address: Address) -> Result<(), BrokerError> {
-        let devices = self.devices();
-        let Some(Entry::Ending { to, .. }) = self.entries.get(&address) else { return Ok(()) };
-        let goes_on = to.is_none() && devices.registry.find(&address).is_some();
-        if goes_on || !devices.registry.is_told(&address) {
-            return Ok(());
-        }
-        if devices.parking.is_fetching(&address) {
-            self.fetching.push(address);
-            return Ok(());
-        }
-        let Some(Entry::Ending { to, waiting }) = self.entries.remove(&address) else {
-            return Ok(());
-        };
-        self.unbind(&address, true)?;
-        for order in waiting {
-            self.pass_on(order, None)?;
-        }
-        let is_wanted = to.is_some();
-        self.say_emptied(&address, to)?;
-        if is_wanted {
-            self.cluster.touch(&address);
-        }
-        Ok(())
     }
 
     fn is_here(&self, address: &Address) -> bool {

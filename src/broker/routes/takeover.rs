@@ -55,7 +55,7 @@ async fn attempt(routes: &Routes, gone: &Arc<str>) -> Result<bool, BrokerError> 
     link.end(result).await
 }
 
-/// True if it was taken over from.
+/// False if somebody else acts for it, or it has come back.
 async fn empty(
     link: &Link,
     intake: &Intake,
@@ -70,7 +70,7 @@ async fn empty(
     let has_died = topology::shut_gate(link, settings, gone).await?;
     let Some(waiting) = topology::inbox_depth(link, settings, gone).await? else {
         cluster.forget_bridge(gone);
-        return Ok(has_died);
+        return Ok(true);
     };
     if has_died {
         intake.devices().metrics.taken_over();
@@ -85,5 +85,5 @@ async fn empty(
     if has_died {
         info!(bridge = %gone, "what came for a bridge that is gone is taken on");
     }
-    Ok(has_died)
+    Ok(true)
 }

@@ -89,16 +89,17 @@ impl Gate {
         exists(link, &self.shard(SHARDS - 1)).await
     }
 
-    async fn shut(&self, link: &Link) -> Result<(), BrokerError> {
+    /// From now on nothing comes through it.
+    pub(in super::super) async fn shut(&self, link: &Link) -> Result<(), BrokerError> {
         delete(link, &self.name, false).await
     }
 
-    /// Deletes the shards of a gate that is shut; not those of one that is open.
-    async fn delete_shards(&self, link: &Link, rest: u32) -> Result<(), BrokerError> {
+    /// Deletes the shards of a gate that is shut; not those of one that is open. Others have time to bind after each.
+    pub(in super::super) async fn delete_shards(&self, link: &Link) -> Result<(), BrokerError> {
         for number in 0..SHARDS {
             let began = Instant::now();
             delete(link, &self.shard(number), true).await?;
-            tokio::time::sleep(began.elapsed() * rest).await;
+            tokio::time::sleep(began.elapsed() * REST).await;
         }
         Ok(())
     }
@@ -149,12 +150,6 @@ pub(in super::super) async fn shut_gate(
     Ok(was_open)
 }
 
-/// Deletes a gate to which nothing is bound any more, and all that belongs to it.
-pub(in super::super) async fn close_gate(link: &Link, gate: &Gate) -> Result<(), BrokerError> {
-    gate.shut(link).await?;
-    gate.delete_shards(link, 0).await
-}
-
 /// Deletes what is left of a bridge's gates that were shut, slowly.
 pub(in super::super) async fn clear_gates(
     link: &Link,
@@ -164,7 +159,7 @@ pub(in super::super) async fn clear_gates(
     for gate in Gate::all(settings, bridge) {
         if !gate.is_open(link).await? && gate.is_left(link).await? {
             let began = Instant::now();
-            gate.delete_shards(link, REST).await?;
+            gate.delete_shards(link).await?;
             debug!(exchange = gate.name, took = ?began.elapsed(), "deleted the bindings of a bridge that had died");
         }
     }

@@ -5,7 +5,9 @@ use std::collections::HashMap;
 use serde_json::{Value, json};
 
 use super::{outcomes, setup, until_online};
-use crate::harness::{Bridge, Device, Inbox, Scene, command, persistent, reply_to};
+use crate::harness::{
+    Bridge, Device, Fleet, Inbox, Scene, address, command, eventually, persistent, reply_to,
+};
 
 /// Far longer than a device here takes to come back.
 const LONG: &str = "10m";
@@ -50,6 +52,36 @@ fn told(presence: &Inbox, last: &[&Bridge]) -> HashMap<String, Vec<Value>> {
         }
     }
     told
+}
+
+#[test]
+fn many_devices_are_let_go_at_once_and_what_is_left_of_their_bindings_is_deleted_later() {
+    const MANY: usize = 300;
+    let scene = Scene::new("cluster-many-leave");
+    let presence = scene.presence();
+    let first = setup(&scene, "a").set("CLUSTER_DRAIN_SPREAD", "0s").start();
+    let second = setup(&scene, "b").set("CLUSTER_GONE_AFTER", "1s").start();
+    until_acquainted(&[&first, &second]);
+    let fleet = Fleet::start(MANY, first.device_port);
+    for _ in 0..MANY {
+        assert_eq!(presence.next().json()["online"], true);
+    }
+    let shard = format!("{}.a.gate.0.15", scene.routes());
+
+    assert_eq!(first.terminate().code, Some(0), "nothing was cut short");
+    assert!(scene.amqp.exchange(&shard).is_ok(), "nobody has waited for that");
+    drop(fleet);
+
+    let fleet = Fleet::start(MANY, second.device_port);
+    for device in 0..MANY {
+        let body = command(&address(device), "ON").to_string();
+        scene.amqp.publish_until_taken(&scene.routes(), &address(device), body.as_bytes());
+    }
+    eventually("each has its command", || fleet.has(MANY));
+    assert_eq!(second.outcomes("written"), MANY as f64);
+    eventually("its exchanges are deleted", || {
+        scene.amqp.exchange(&shard).is_err().then_some(()).ok_or("they are there")
+    });
 }
 
 #[test]

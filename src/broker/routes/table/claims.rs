@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use lapin::types::ShortString;
 use tokio::time::Instant;
-use tracing::debug;
 
 use super::super::super::BrokerError;
 use super::super::super::publication::Publication;
@@ -94,38 +93,6 @@ impl Table<'_> {
             }
             _ => Ok(()),
         }
-    }
-
-    /// Unbinds a device. What is published behind this does not come here any more; `say_emptied` has to follow.
-    pub(super) fn unbind(&mut self, address: &Address, was_bound: bool) -> Result<(), BrokerError> {
-        let (exchange, key) = (self.shared().to_owned(), address.to_string());
-        self.courier.unbind(&exchange, &self.gate.shard_of(address), &key)?;
-        self.binding.push_back(None);
-        self.unbinding.insert(address.clone(), was_bound);
-        Ok(())
-    }
-
-    /// Says to this bridge itself, behind all that came by the binding of a device, that it is unbound; and to whom
-    /// it is told then, with the epoch the connection here had.
-    pub(super) fn say_emptied(
-        &mut self,
-        address: &Address,
-        to: Option<(Arc<str>, u64)>,
-    ) -> Result<(), BrokerError> {
-        let own = Arc::clone(&self.cluster.bridge);
-        let (to, epoch) = to.map_or((None, 0), |(to, epoch)| (Some(to.to_string()), epoch));
-        self.say(&own, &Control::Emptied { address: address.to_string(), to, epoch })
-    }
-
-    /// Unbinds a device that is bound, though this bridge does not know of it. Nothing is done if it is being unbound:
-    /// an unbinding may take the broker long, and each that comes on top of it makes all others later.
-    pub(super) fn unbind_stale(&mut self, address: &Address) -> Result<(), BrokerError> {
-        if self.unbinding.contains_key(address) {
-            return Ok(());
-        }
-        debug!(%address, "something came by a binding of a device that is not here; it is unbound");
-        self.unbind(address, false)?;
-        self.say_emptied(address, None)
     }
 
     /// Lets another bridge have a device, once it is told that the connection here has ended.

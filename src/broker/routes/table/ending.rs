@@ -1,0 +1,95 @@
+//! Devices that have left: each is unbound when everybody was told, and at the end all at once.
+
+use std::sync::Arc;
+
+use tracing::debug;
+
+use super::super::super::BrokerError;
+use super::{Entry, Table};
+use crate::cluster::control::Control;
+use crate::command::Address;
+
+/// Devices that are being unbound at a time: enough for the broker to have always one more at hand. At its end a bridge
+/// waits for no more than these.
+const UNBINDING_MAX: usize = 128;
+
+impl Table<'_> {
+    /// Whether so many devices are bound that a bridge which ends had better shut its gate than wait until each is unbound.
+    pub(in super::super) fn has_many(&self) -> bool {
+        !self.is_shut && self.entries.len() > UNBINDING_MAX
+    }
+
+    /// The gate is shut: nothing comes by any binding of this bridge any more.
+    pub(in super::super) fn shut(&mut self) {
+        self.is_shut = true;
+    }
+
+    /// Whether all devices were unbound, and not just the gate shut.
+    pub(in super::super) fn has_unbound_all(&self) -> bool {
+        !self.is_shut
+    }
+
+    /// Unbinds a device whose connection has ended, if everybody was told and what was parked for it is
+    /// where others find it.
+    pub(super) fn try_to_end(&mut self, address: Address) -> Result<(), BrokerError> {
+        let devices = self.devices();
+        let Some(Entry::Ending { to, .. }) = self.entries.get(&address) else { return Ok(()) };
+        let goes_on = to.is_none() && devices.registry.find(&address).is_some();
+        if goes_on || !devices.registry.is_told(&address) {
+            return Ok(());
+        }
+        let has_room = self.is_shut || self.unbinding.len() < UNBINDING_MAX;
+        if !has_room || devices.parking.is_fetching(&address) {
+            self.later.push(address);
+            return Ok(());
+        }
+        let Some(Entry::Ending { to, waiting }) = self.entries.remove(&address) else {
+            return Ok(());
+        };
+        self.unbind(&address, true)?;
+        for order in waiting {
+            self.pass_on(order, None)?;
+        }
+        let is_wanted = to.is_some();
+        self.say_emptied(&address, to)?;
+        if is_wanted {
+            self.cluster.touch(&address);
+        }
+        Ok(())
+    }
+
+    /// Unbinds a device. What is published behind this does not come here any more; `say_emptied` has to
+    /// follow.
+    fn unbind(&mut self, address: &Address, was_bound: bool) -> Result<(), BrokerError> {
+        if !self.is_shut {
+            let (exchange, key) = (self.shared().to_owned(), address.to_string());
+            self.courier.unbind(&exchange, &self.gate.shard_of(address), &key)?;
+            self.binding.push_back(None);
+        }
+        self.unbinding.insert(address.clone(), was_bound);
+        Ok(())
+    }
+
+    /// Says to this bridge itself, behind all that came by the binding of a device, that it is unbound; and to whom
+    /// it is told then, with the epoch the connection here had.
+    fn say_emptied(
+        &mut self,
+        address: &Address,
+        to: Option<(Arc<str>, u64)>,
+    ) -> Result<(), BrokerError> {
+        let own = Arc::clone(&self.cluster.bridge);
+        let (to, epoch) = to.map_or((None, 0), |(to, epoch)| (Some(to.to_string()), epoch));
+        self.say(&own, &Control::Emptied { address: address.to_string(), to, epoch })
+    }
+
+    /// Unbinds a device that is bound, though this bridge does not know of it. Nothing is done if it is being unbound:
+    /// an unbinding may take the broker long, and each that comes on top of it makes all others later.
+    pub(super) fn unbind_stale(&mut self, address: &Address) -> Result<(), BrokerError> {
+        if self.unbinding.contains_key(address) {
+            return Ok(());
+        }
+        debug!(%address, "something came by a binding of a device that is not here; it is unbound");
+        self.unbind(address, false)?;
+        self.say_emptied(address, None)
+    }
+}
