@@ -276,6 +276,11 @@ impl Cluster {
         self.bridges().present().is_empty()
     }
 
+    /// Whether a bridge is connected to the broker, as far as is known.
+    pub(crate) fn is_present(&self, bridge: &str) -> bool {
+        self.bridges().present().iter().any(|present| **present == *bridge)
+    }
+
     /// A bridge is connected to the broker.
     pub(crate) fn is_there(&self, bridge: &str) {
         self.bridges().is_there(bridge);

@@ -140,7 +140,15 @@ impl Parking {
 
     /// Whether parked commands of `address` go before others. Called for every command.
     pub(crate) fn gates(&self, address: &Address) -> bool {
-        self.count.load(Ordering::Relaxed) > 0 && self.lock().lots.contains_key(address)
+        self.count.load(Ordering::Relaxed) > 0
+            && self.lock().lots.get(address).is_some_and(|lot| !lot.silent)
+    }
+
+    /// Whether the broker has not said for long what is parked for `address`; true if that is new.
+    pub(crate) fn set_silent(&self, address: &Address, silent: bool) -> bool {
+        let mut state = self.lock();
+        let lot = state.lots.get_mut(address);
+        lot.is_some_and(|lot| std::mem::replace(&mut lot.silent, silent) != silent)
     }
 
     /// Commands parked in all, as far as it is known.

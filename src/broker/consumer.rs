@@ -11,7 +11,7 @@ use super::hand::Hand;
 use super::intake::{Intake, Queue};
 use super::nodes::Nodes;
 use super::retry::Retry;
-use super::stream::{Source, Stream};
+use super::stream::Stream;
 use super::{BrokerError, drain, topology};
 use crate::metrics;
 use crate::settings::Endpoint;
@@ -80,8 +80,7 @@ impl Consumer {
     async fn consume(&self, host: &Endpoint, drain: &CancellationToken) -> Result<(), BrokerError> {
         let settings = &self.intake.settings;
         let name = link::name(&self.bridge, "consumer");
-        let source = Source { queue: settings.mq.queue.clone(), exclusive: false };
-        let stream = Stream::open(&settings.mq, host, &name, source).await?;
+        let stream = Stream::open(&settings.mq, host, &name, settings.mq.queue.clone()).await?;
         let hand = Hand::new(&self.intake, stream, Queue::Commands);
         self.up(true);
         let (queue, prefetch) = (&settings.mq.queue, settings.mq.prefetch);

@@ -116,8 +116,26 @@ impl Drainer {
     /// When this may be worked on, if that is not at once.
     fn alone_until(&self, work: &Work) -> Option<Instant> {
         match work {
-            Work::Fetch(address) => self.suspects.alone_until(address, Instant::now()),
+            Work::Fetch(address) => {
+                let now = Instant::now();
+                if self.suspects.is_silent(address, now) {
+                    self.let_others_pass(address);
+                }
+                self.suspects.alone_until(address, now)
+            }
             Work::Count(_) => None,
+        }
+    }
+
+    /// The broker does not say what is parked for a device: nothing waits for that any more, until it does.
+    fn let_others_pass(&self, address: &Address) {
+        let devices = self.intake.devices();
+        if devices.parking.set_silent(address, true) {
+            let queue = self.intake.settings.mq.parked_queue(address);
+            warn!(%address, queue, "the broker does not say what is parked for a device; other commands for it go before that.");
+        }
+        if let Some(session) = devices.registry.find(address) {
+            session.pass_parked();
         }
     }
 }

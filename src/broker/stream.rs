@@ -36,18 +36,10 @@ const CHANNEL: u16 = 1;
 /// Room made for a message's body before any of it has come: what a header says may not be true.
 const BODY_ROOM_MAX: u64 = 64 * 1024;
 
-/// Which queue, and how.
-#[derive(Debug, Clone)]
-pub(super) struct Source {
-    pub(super) queue: String,
-    /// Whether nobody else may consume from it meanwhile.
-    pub(super) exclusive: bool,
-}
-
 /// Deliveries from one queue.
 pub(super) struct Stream {
     wire: Wire,
-    source: Source,
+    queue: String,
     /// The name of the consumer that runs.
     tag: ShortString,
     /// The routing key of the last delivery: they have it in common, nearly always.
@@ -81,15 +73,15 @@ enum Came {
 }
 
 impl Stream {
-    /// Opens a connection to `host`, which bears `name` in RabbitMQ's own lists, and consumes.
+    /// Opens a connection to `host`, which bears `name` in RabbitMQ's own lists, and consumes from `queue`.
     pub(super) async fn open(
         mq: &Broker,
         host: &Endpoint,
         name: &str,
-        source: Source,
+        queue: String,
     ) -> Result<Self, BrokerError> {
         let opening = async {
-            let mut stream = Self::connect(mq, host, name, source).await?;
+            let mut stream = Self::connect(mq, host, name, queue).await?;
             stream.consume().await?;
             Ok(stream)
         };
@@ -101,12 +93,12 @@ impl Stream {
         mq: &Broker,
         host: &Endpoint,
         name: &str,
-        source: Source,
+        queue: String,
     ) -> Result<Self, BrokerError> {
         let socket = link::dial(mq, host, link::read_ca(mq, host)?, |_| Ok(())).await;
         let mut stream = Self {
             wire: Wire::new(socket.map_err(|(error, _)| error)?),
-            source,
+            queue,
             tag: ShortString::default(),
             key: Arc::default(),
             partial: None,
@@ -119,12 +111,12 @@ impl Stream {
     /// Starts a consumer, with all its credit.
     pub(super) async fn consume(&mut self) -> Result<(), BrokerError> {
         let consume = basic::Consume {
-            queue: self.source.queue.as_str().into(),
+            queue: self.queue.as_str().into(),
             // The broker makes the tag: it is unique on the channel, renewed consumers included.
             consumer_tag: ShortString::default(),
             no_local: false,
             no_ack: false,
-            exclusive: self.source.exclusive,
+            exclusive: false,
             nowait: false,
             arguments: FieldTable::default(),
         };
@@ -139,7 +131,7 @@ impl Stream {
         self.tag = consuming.await.map_err(|error| match topology::code(&error) {
             Some(_) => {
                 let advice = "let MQ_USERNAME read from it; if it is sick while all nodes run, which the broker's log says, delete it";
-                topology::refusal(format!("queue `{}`", self.source.queue), &error, advice)
+                topology::refusal(format!("queue `{}`", self.queue), &error, advice)
             }
             None => BrokerError::during("consuming")(error),
         })?;
@@ -252,7 +244,7 @@ impl Stream {
         Poll::Ready(match ready!(self.poll_came(cx)) {
             Ok(Came::Delivered(delivered)) => Ok(delivered),
             Ok(Came::Reply(AMQPClass::Basic(OfBasic::Cancel(_)))) => {
-                Err(BrokerError::Cancelled { queue: self.source.queue.clone() })
+                Err(BrokerError::Cancelled { queue: self.queue.clone() })
             }
             Ok(Came::Reply(other)) => {
                 let said = format!("expected a delivery, got {other:?}");

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::Devices;
 use super::lane::Waits;
-use super::session::{Offer, Session};
+use super::session::{Offer, Session, Shared};
 use crate::order::Order;
 
 impl Session {
@@ -61,11 +61,20 @@ impl Session {
         if shared.closed || !devices.parking.finish(&self.address) {
             return false;
         }
+        self.let_others_go(&mut shared);
+        true
+    }
+
+    /// The broker does not say what is parked for the device: lets the others go.
+    pub(crate) fn pass_parked(&self) {
+        self.let_others_go(&mut self.lock());
+    }
+
+    fn let_others_go(&self, shared: &mut Shared) {
         if std::mem::take(&mut shared.hold.parked) {
             shared.lane.restart_clock(Instant::now());
             self.wake.give();
         }
-        true
     }
 
     /// Whether nothing is taken up any more.

@@ -19,6 +19,8 @@ pub(super) struct Lot {
     /// Whether something has landed in the broker since it was asked for more.
     pub(super) landed: bool,
     pub(super) fetching: Fetching,
+    /// Whether the broker has not said for long what is in it. Then what comes now does not wait for it.
+    pub(super) silent: bool,
     pub(super) missing: Option<Missing>,
 }
 

@@ -283,8 +283,11 @@ fn a_queue_of_parked_commands_that_is_sick_stops_no_other_command() {
     scene.publish(&command("127.0.0.10", "ON TIME"));
     assert_eq!(well.line(), "ON TIME\r\n");
     scene.publish(&command(ADDRESS, "BEHIND"));
-
     bridge.until_logged(&["not as the bridge declares it"]);
+
+    bridge.until_logged(&["the broker does not say what is parked", ADDRESS]);
+    scene.publish(&command(ADDRESS, "BEFORE"));
+    assert_eq!(sick.line(), "BEFORE\r\n", "nothing waits for ever");
     // What is on its way to a queue that is deleted meanwhile is parked in the next one.
     scene.until_drained(&bridge);
     scene.amqp.delete_queue(&scene.parked_for(ADDRESS));

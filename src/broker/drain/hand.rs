@@ -99,6 +99,7 @@ impl<'a> Hand<'a> {
             let got = self.channel.basic_get(queue.into(), BasicGetOptions { no_ack: false }).await;
             if is_answer(&got) {
                 turn.take().into_iter().for_each(Turn::answered);
+                devices.parking.set_silent(self.address, false);
             }
             match got {
                 Ok(got) if self.misses_some(got.as_ref()) => {

@@ -16,6 +16,9 @@ use crate::command::Address;
 /// were asked together each is once asked without the others.
 const ALONE_MIN: Duration = Duration::from_millis(250);
 const ALONE_MAX: Duration = Duration::from_secs(10);
+/// A queue that has not answered for this long holds up no other command of its device. A quorum queue whose leader is
+/// lost has another one sooner.
+const SILENT_AFTER: Duration = Duration::from_secs(10);
 /// A queue that nobody asks this long after it was left alone is forgotten: its device is gone.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(600);
 
@@ -24,6 +27,7 @@ pub(super) struct Suspects(Mutex<HashMap<Address, Suspicion>>);
 
 #[derive(Debug)]
 struct Suspicion {
+    since: Instant,
     waits: ExponentialBackoff,
     until: Instant,
 }
@@ -35,11 +39,17 @@ impl Suspects {
         suspects.get(address).map(|suspicion| suspicion.until).filter(|until| *until > now)
     }
 
+    /// Whether the queue of `address` has not answered for so long that nothing is to wait for it any more.
+    pub(super) fn is_silent(&self, address: &Address, now: Instant) -> bool {
+        let suspects = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        suspects.get(address).is_some_and(|suspicion| now >= suspicion.since + SILENT_AFTER)
+    }
+
     /// A connection was lost while the queue of `address` was asked.
     pub(super) fn suspect(&self, address: &Address, now: Instant) {
         let mut suspects = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         suspects.retain(|_, suspicion| now < suspicion.until + FORGOTTEN_AFTER);
-        let new = || Suspicion { waits: waits(), until: now };
+        let new = || Suspicion { since: now, waits: waits(), until: now };
         let suspicion = suspects.entry(address.clone()).or_insert_with(new);
         suspicion.until = now + suspicion.waits.next().unwrap_or(ALONE_MAX);
     }
@@ -81,8 +91,11 @@ mod tests {
         assert!(waits[0] >= ALONE_MIN && waits[0] <= 2 * ALONE_MIN, "{waits:?}");
         assert!(waits[19] >= ALONE_MAX && waits[19] <= 2 * ALONE_MAX, "{waits:?}");
         assert_eq!(suspects.alone_until(&address, start + 2 * ALONE_MAX), None, "it is its turn");
+        assert!(!suspects.is_silent(&address, start));
+        assert!(suspects.is_silent(&address, start + SILENT_AFTER));
         suspects.clear(&address);
         assert_eq!(suspects.alone_until(&address, start), None);
+        assert!(!suspects.is_silent(&address, start + SILENT_AFTER));
     }
 
     #[test]

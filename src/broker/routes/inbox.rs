@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 use super::super::connection::Link;
 use super::super::hand::Hand;
 use super::super::intake::{Intake, Queue};
-use super::super::stream::{Source, Stream};
+use super::super::stream::Stream;
 use super::super::topology::Gate;
 use super::super::{BrokerError, topology};
 
@@ -33,8 +33,7 @@ impl Inbox<'_> {
     /// Begins to read.
     pub(super) async fn open(&self) -> Result<Stream, BrokerError> {
         let mq = &self.intake.settings.mq;
-        let source = Source { queue: mq.inbox(self.of), exclusive: true };
-        Stream::open(mq, self.link.host(), self.reader, source).await
+        Stream::open(mq, self.link.host(), self.reader, mq.inbox(self.of)).await
     }
 
     /// Takes up what comes until there seems to be `enough`, when nobody may route anything there any more; then the
@@ -52,27 +51,31 @@ impl Inbox<'_> {
         Ok(self.take_rest().await? && took_all)
     }
 
-    /// Takes up what is there of a bridge to which nobody may route any more, and leaves the inbox.
-    pub(super) async fn empty(&self) -> Result<(), BrokerError> {
-        self.take_some(Duration::ZERO).await?;
-        self.take_rest().await.map(|_| ())
+    /// Takes up what is there of a bridge to which nobody may route any more, while that is `gone`.
+    pub(super) async fn take_while(&self, is_gone: impl Fn() -> bool) -> Result<(), BrokerError> {
+        self.take_some(Duration::ZERO, is_gone).await.map(|_| ())
     }
 
-    async fn take_rest(&self) -> Result<bool, BrokerError> {
+    /// Takes up what there may be still, and leaves the inbox. True if nothing was given back.
+    pub(super) async fn take_rest(&self) -> Result<bool, BrokerError> {
         let mut took_all = true;
         while !topology::leave_inbox(self.link, &self.intake.settings, self.of).await? {
-            took_all &= self.take_some(REST_WITHIN).await?;
+            took_all &= self.take_some(REST_WITHIN, || true).await?;
         }
         Ok(took_all)
     }
 
-    /// Takes up what comes until the inbox seems to be empty, for so long at least.
-    async fn take_some(&self, at_least: Duration) -> Result<bool, BrokerError> {
+    /// Takes up what comes until the inbox seems to be empty, for so long at least, or this is not to `go_on`.
+    async fn take_some(
+        &self,
+        at_least: Duration,
+        go_on: impl Fn() -> bool,
+    ) -> Result<bool, BrokerError> {
         let (stream, enough) = (self.open().await?, CancellationToken::new());
         let look = || topology::inbox_depth(self.link, &self.intake.settings, self.of);
         let looking = async {
             tokio::time::sleep(at_least).await;
-            while look().await?.is_some_and(|depth| depth > 0) {
+            while go_on() && look().await?.is_some_and(|depth| depth > 0) {
                 tokio::time::sleep(LOOK_EVERY).await;
             }
             enough.cancel();

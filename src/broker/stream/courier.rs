@@ -20,7 +20,7 @@ use super::super::BrokerError;
 use super::super::connection as link;
 use super::super::publication::Publication;
 use super::frames::BASIC;
-use super::{CHANNEL, Came, Source, Stream, out_of_place};
+use super::{CHANNEL, Came, Stream, out_of_place};
 use crate::settings::{Broker, Endpoint};
 
 /// The header that tells which publication it is that comes back.
@@ -64,8 +64,7 @@ impl Courier {
         name: &str,
     ) -> Result<Self, BrokerError> {
         let opening = async {
-            let nothing = Source { queue: String::new(), exclusive: false };
-            let mut stream = Stream::connect(mq, host, name, nothing).await?;
+            let mut stream = Stream::connect(mq, host, name, String::new()).await?;
             let select = confirm::AMQPMethod::Select(confirm::Select { nowait: false });
             let selecting = async {
                 stream.put(CHANNEL, AMQPClass::Confirm(select))?;

@@ -183,6 +183,35 @@ fn a_bridge_that_died_comes_back_before_its_old_bindings_are_deleted() {
 }
 
 #[test]
+fn a_bridge_that_died_comes_back_while_a_device_has_not_answered_what_was_in_its_queue() {
+    let scene = Scene::new("cluster-unanswered");
+    let presence = scene.presence();
+    let start = |name| setup(&scene, name).set("CLUSTER_GONE_AFTER", "1s").start();
+    let (first, second) = (start("a"), start("b"));
+    second.until_metric("rabbitline_route_bridges", |known| known == 1.0);
+    let _old = first.device("127.0.0.2");
+    until_online(&presence, "127.0.0.2", "a");
+    let receipts = scene.receipts();
+    first.program.signal("STOP");
+    let mut ask = command("127.0.0.2", "STATUS");
+    ask["confirm"] = json!("answered");
+    ask["timeout_ms"] = json!(600_000);
+    let body = ask.to_string();
+    scene.amqp.publish(&scene.routes(), "127.0.0.2", body.as_bytes(), reply_to(&receipts));
+    let mut device = second.device("127.0.0.2");
+    kill(first);
+    assert_eq!(device.line(), "STATUS\r\n");
+
+    let first = start("a");
+    let mut other = first.device("127.0.0.3");
+    until_online(&presence, "127.0.0.3", "a");
+    scene.publish(&command("127.0.0.3", "ON"));
+    assert_eq!(other.line(), "ON\r\n");
+    device.send(b"FINE\n");
+    assert_eq!(receipts.next().json()["answer"], "FINE");
+}
+
+#[test]
 fn a_cluster_on_quorum_queues_takes_over_too_and_leaves_empty_queues_behind() {
     let scene = Scene::new("cluster-quorum");
     let presence = scene.presence();

@@ -56,7 +56,7 @@ fn told(presence: &Inbox, last: &[&Bridge]) -> HashMap<String, Vec<Value>> {
 
 #[test]
 fn many_devices_are_let_go_at_once_and_what_is_left_of_their_bindings_is_deleted_later() {
-    const MANY: usize = 300;
+    const MANY: usize = 1_500;
     let scene = Scene::new("cluster-many-leave");
     let presence = scene.presence();
     let first = setup(&scene, "a").set("CLUSTER_DRAIN_SPREAD", "0s").start();
