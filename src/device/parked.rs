@@ -7,7 +7,8 @@ use tokio::time::Instant;
 
 use super::Devices;
 use super::lane::Waits;
-use super::session::{Offer, Session, Shared};
+use super::offer::Offer;
+use super::session::{Session, Shared};
 use crate::order::Order;
 
 impl Session {
