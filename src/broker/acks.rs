@@ -5,6 +5,7 @@
 //! end, single ones for what is settled behind an open tag.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 
 /// One `basic.ack`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,10 +72,13 @@ impl Acks {
         true
     }
 
-    /// Says that the next delivery comes through a new consumer with all its credit.
-    pub(super) fn start_consumer(&mut self) {
-        self.consumer_first = self.next_tag();
+    /// Says that the next delivery comes through a new consumer with all its credit. Gives the tags of what the last one
+    /// was given.
+    pub(super) fn start_consumer(&mut self) -> Range<u64> {
+        let given = self.consumer_first..self.next_tag();
+        self.consumer_first = given.end;
         self.open_of_consumer = 0;
+        given
     }
 
     /// How many deliveries are not settled.

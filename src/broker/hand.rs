@@ -2,9 +2,11 @@
 //!
 //! It decodes, routes and acknowledges in one place, so that a command for a device that reads costs
 //! no hop between tasks. It never waits for a device: what has to wait is settled later, through a
-//! verdict. When every delivery in hand waits, the consumer is renewed: cancelled and started again
-//! with all its credit, while the broker keeps what it delivered before. So one device that does not
+//! verdict. When every delivery in hand waits, the consumer is renewed: another is started, with all
+//! its credit, while the broker keeps what it delivered before. So one device that does not
 //! read stops nobody else, with a prefetch of 1 too.
+
+mod renewed;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,6 +15,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use self::renewed::Renewed;
 use super::BrokerError;
 use super::acks::Acks;
 use super::intake::{Intake, Queue, Taken};
@@ -37,6 +40,7 @@ pub(super) struct Hand<'a> {
     from: Queue,
     stream: Stream,
     acks: Acks,
+    renewed: Renewed,
     verdicts: Arc<Verdicts>,
     settled: mpsc::Receiver<Verdict>,
     prefetch: usize,
@@ -71,6 +75,7 @@ impl<'a> Hand<'a> {
             from,
             stream,
             acks,
+            renewed: Renewed::default(),
             verdicts,
             settled,
             prefetch,
@@ -95,8 +100,10 @@ impl<'a> Hand<'a> {
                 () = tokio::task::yield_now(), if self.fanout.is_some() => self.fan_out(),
                 delivered = self.stream.next(), if self.fanout.is_none() => self.take_up(delivered?)?,
                 () = clock::until(renew_at) => self.renew().await?,
+                () = clock::until(self.renewed.next_due()) => {}
             }
             self.take_what_is_ready()?;
+            self.release()?;
             self.acknowledge()?;
             // A full queue must not keep the other tasks of this thread waiting.
             tokio::task::coop::consume_budget().await;
@@ -144,6 +151,7 @@ impl<'a> Hand<'a> {
     /// Takes up a verdict. What was given back stays open until the channel closes.
     fn judge(&mut self, verdict: Verdict) {
         match verdict {
+            Verdict::Ack(tag) if self.renewed.settle(tag, Instant::now()) => {}
             Verdict::Ack(tag) => self.settle(tag),
             Verdict::Return(_) => self.returned += 1,
         }
@@ -208,13 +216,22 @@ impl<'a> Hand<'a> {
         Some(since + grace)
     }
 
+    /// Starts another consumer. That there is none before it which could be given something was looked at just now.
     async fn renew(&mut self) -> Result<(), BrokerError> {
-        self.stream.cancel().await?;
-        self.take_up_early().await?;
-        self.acknowledge()?;
-        self.acks.start_consumer();
+        let open = self.acks.open_of_consumer();
+        let given = self.acks.start_consumer();
+        self.renewed.add(self.stream.consumer(), given, open);
         self.stream.consume().await?;
         self.waiting_since = None;
+        Ok(())
+    }
+
+    /// Ends those consumers whose time has come.
+    fn release(&mut self) -> Result<(), BrokerError> {
+        while let Some((consumer, settled)) = self.renewed.take_due(Instant::now()) {
+            self.stream.drop_consumer(consumer)?;
+            settled.into_iter().for_each(|tag| self.settle(tag));
+        }
         Ok(())
     }
 
@@ -248,6 +265,10 @@ impl<'a> Hand<'a> {
     /// goes back to the queue with the channel; but what came from an inbox is taken up all the same, as
     /// there may be nobody after this who reads that inbox. True if nothing was given back.
     pub(super) async fn finish(mut self) -> Result<bool, BrokerError> {
+        while let Some((consumer, settled)) = self.renewed.take() {
+            self.stream.drop_consumer(consumer)?;
+            settled.into_iter().for_each(|tag| self.settle(tag));
+        }
         self.stream.cancel().await?;
         if self.from.is_inbox() {
             self.take_up_early().await?;

@@ -138,6 +138,18 @@ impl Stream {
         Ok(())
     }
 
+    /// The name of the consumer that was started last.
+    pub(super) fn consumer(&self) -> ShortString {
+        self.tag.clone()
+    }
+
+    /// Ends a consumer to which nothing is on its way.
+    pub(super) fn drop_consumer(&mut self, name: ShortString) -> Result<(), BrokerError> {
+        let cancel = basic::Cancel { consumer_tag: name, nowait: true };
+        let put = self.put(CHANNEL, AMQPClass::Basic(OfBasic::Cancel(cancel)));
+        put.map_err(BrokerError::during("cancelling a consumer"))
+    }
+
     /// Ends the consumer. What the broker sent before it heard of that is still given out.
     pub(super) async fn cancel(&mut self) -> Result<(), BrokerError> {
         let cancel = basic::Cancel { consumer_tag: self.tag.clone(), nowait: false };

@@ -5,7 +5,7 @@ use std::net::TcpListener;
 
 use lapin::ExchangeKind;
 use lapin::types::AMQPValue;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::harness::{
     Cluster, Device, Fleet, Flow, Inbox, Scene, address, command, eventually, flow_id, free_port,
@@ -189,6 +189,47 @@ fn a_node_that_hangs_is_left_within_two_heartbeats() {
     scene.amqp = cluster.client(node);
     scene.publish(&command("127.0.0.2", "GO ON"));
     assert_eq!(device.line(), "GO ON\r\n");
+}
+
+#[test]
+fn what_no_device_has_answered_comes_again_when_the_node_is_lost_from_which_it_came() {
+    const ASKED: usize = 40;
+    let cluster = Cluster::turn();
+    let scene = cluster.scene("cluster-unanswered");
+    // The leader of the queue is the node on which it is declared, and the bridge is on another.
+    scene.declare_with(&[("x-queue-type", AMQPValue::LongString("quorum".into()))]);
+    let others: Vec<String> =
+        cluster.ports()[1..].iter().map(|port| format!("127.0.0.1:{port}")).collect();
+    let setup = cluster.setup(&scene).set("MQ_HOST", others.join(","));
+    let bridge = setup.set("MQ_PREFETCH", "8").start();
+    let mut device = bridge.device("127.0.0.2");
+    let all_wait = || bridge.until_metric("rabbitline_unsettled", |count| count == ASKED as f64);
+    for number in 0..ASKED {
+        let mut asked = command("127.0.0.2", &number.to_string());
+        asked["id"] = json!(number.to_string());
+        asked["confirm"] = json!("answered");
+        asked["timeout_ms"] = json!(600_000);
+        scene.publish(&asked);
+    }
+    // Of consumers that were renewed, too: that is five times the prefetch.
+    all_wait();
+
+    let node = cluster.node_of(&bridge, None);
+    node.kill();
+    cluster.node_of(&bridge, Some(node));
+    all_wait();
+
+    let mut lines: Vec<usize> = (0..ASKED)
+        .map(|_| {
+            let line = device.line();
+            device.send(b"OK\n");
+            line.trim_end().parse().expect("a number")
+        })
+        .collect();
+    lines.sort_unstable();
+    assert_eq!(lines, (0..ASKED).collect::<Vec<_>>());
+    scene.until_drained(&bridge);
+    assert_eq!(bridge.outcomes("answered"), ASKED as f64);
 }
 
 #[test]
