@@ -14,7 +14,7 @@ use super::retry::Retry;
 use super::stream::Stream;
 use super::{BrokerError, drain, topology};
 use crate::metrics;
-use crate::settings::Endpoint;
+use crate::settings::{Endpoint, QueueType};
 
 /// Takes commands off the queue.
 #[derive(Debug)]
@@ -24,12 +24,15 @@ pub(crate) struct Consumer {
     bridge: Arc<str>,
     /// True while commands are being taken off the queue.
     pub(crate) consuming: Arc<AtomicBool>,
+    /// Whether the command queue is a quorum queue and nothing more, as far as is known.
+    is_plain_quorum: AtomicBool,
 }
 
 impl Consumer {
     pub(crate) fn new(intake: Arc<Intake>, nodes: &Arc<Nodes>, bridge: &Arc<str>) -> Self {
         let (nodes, bridge) = (Arc::clone(nodes), Arc::clone(bridge));
-        Self { intake, nodes, bridge, consuming: Arc::default() }
+        let is_plain_quorum = AtomicBool::new(false);
+        Self { intake, nodes, bridge, consuming: Arc::default(), is_plain_quorum }
     }
 
     /// Consumes until `drain`; then takes no more, and waits for what is in hand until it is settled
@@ -67,6 +70,10 @@ impl Consumer {
         let link = self.nodes.open(&self.bridge, "setup").await?;
         let preparing = async {
             topology::prepare_consumer(&link, &self.intake.settings).await?;
+            let mq = &self.intake.settings.mq;
+            let is_plain = mq.queue_type == QueueType::Quorum
+                && topology::is_plain(&link, &mq.queue, QueueType::Quorum).await?;
+            self.is_plain_quorum.store(is_plain, Ordering::Relaxed);
             drain::look(&link, &self.intake).await
         };
         let result = tokio::select! {
@@ -81,7 +88,8 @@ impl Consumer {
         let settings = &self.intake.settings;
         let name = link::name(&self.bridge, "consumer");
         let stream = Stream::open(&settings.mq, host, &name, settings.mq.queue.clone()).await?;
-        let hand = Hand::new(&self.intake, stream, Queue::Commands);
+        let keeps = self.is_plain_quorum.load(Ordering::Relaxed);
+        let hand = Hand::new(&self.intake, stream, Queue::Commands, keeps);
         self.up(true);
         let (queue, prefetch) = (&settings.mq.queue, settings.mq.prefetch);
         info!(%host, queue, prefetch, "consuming commands");

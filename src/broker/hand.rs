@@ -40,6 +40,7 @@ pub(super) struct Hand<'a> {
     from: Queue,
     stream: Stream,
     acks: Acks,
+    keeps: bool,
     renewed: Renewed,
     verdicts: Arc<Verdicts>,
     settled: mpsc::Receiver<Verdict>,
@@ -62,7 +63,8 @@ impl Drop for Hand<'_> {
 }
 
 impl<'a> Hand<'a> {
-    pub(super) fn new(intake: &'a Intake, stream: Stream, from: Queue) -> Self {
+    /// `keeps` says whether a consumer without credit may stay beside the one that takes its place.
+    pub(super) fn new(intake: &'a Intake, stream: Stream, from: Queue, keeps: bool) -> Self {
         let mq = &intake.settings.mq;
         let (prefetch, stalled_max) =
             (usize::from(mq.prefetch.get()), usize::from(mq.stalled_max.get()));
@@ -75,6 +77,7 @@ impl<'a> Hand<'a> {
             from,
             stream,
             acks,
+            keeps,
             renewed: Renewed::default(),
             verdicts,
             settled,
@@ -216,11 +219,18 @@ impl<'a> Hand<'a> {
         Some(since + grace)
     }
 
-    /// Starts another consumer. That there is none before it which could be given something was looked at just now.
     async fn renew(&mut self) -> Result<(), BrokerError> {
-        let open = self.acks.open_of_consumer();
-        let given = self.acks.start_consumer();
-        self.renewed.add(self.stream.consumer(), given, open);
+        if self.keeps {
+            // It has no credit: nothing comes through it any more.
+            let open = self.acks.open_of_consumer();
+            let given = self.acks.start_consumer();
+            self.renewed.add(self.stream.consumer(), given, open);
+        } else {
+            self.stream.cancel().await?;
+            self.take_up_early().await?;
+            self.acknowledge()?;
+            self.acks.start_consumer();
+        }
         self.stream.consume().await?;
         self.waiting_since = None;
         Ok(())

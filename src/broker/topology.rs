@@ -283,6 +283,20 @@ async fn declare_queue(channel: &Channel, name: &str, kind: QueueType) -> lapin:
     channel.queue_declare(name.into(), options, arguments).await.map(|_| ())
 }
 
+/// Whether a queue is of `kind` and nothing more is known of it: so not one with a single active consumer. False if the
+/// broker does not say.
+pub(super) async fn is_plain(
+    link: &Link,
+    name: &str,
+    kind: QueueType,
+) -> Result<bool, BrokerError> {
+    match declare_queue(&link.channel().await?, name, kind).await {
+        Ok(()) => Ok(true),
+        Err(error) if code(&error).is_some() => Ok(false),
+        Err(error) => Err(BrokerError::during("looking at the command queue")(error)),
+    }
+}
+
 /// An operator who names the queue type means it: an existing queue of another one is an error. The
 /// broker only tells by refusing to declare it again; a refusal for other arguments is no matter.
 async fn hold_to_type(link: &Link, name: &str, kind: QueueType) -> Result<(), BrokerError> {

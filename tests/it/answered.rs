@@ -1,5 +1,6 @@
 //! `answered`: a command is settled by the line its device sends back, which its receipt carries.
 
+use lapin::types::AMQPValue;
 use serde_json::{Value, json};
 
 use crate::harness::{Bridge, Inbox, Scene, command, reply_to};
@@ -332,4 +333,23 @@ fn a_newer_connection_is_asked_what_waited_behind_the_answer_of_the_older() {
     assert_eq!(new.line(), "SECOND\r\n");
     new.send(b"FINE\n");
     assert_eq!(next(&receipts), answered("SECOND", "FINE"));
+}
+
+#[test]
+fn a_device_that_does_not_answer_stops_nobody_on_a_queue_with_a_single_active_consumer() {
+    for queue_type in ["classic", "quorum"] {
+        let scene = Scene::new("answered-single");
+        scene.declare_with(&[
+            ("x-queue-type", AMQPValue::LongString(queue_type.into())),
+            ("x-single-active-consumer", AMQPValue::Boolean(true)),
+        ]);
+        let bridge = scene.setup().set("MQ_QUEUE_TYPE", queue_type).start();
+        let (mut silent, mut other) = (bridge.device("127.0.0.2"), bridge.device("127.0.0.3"));
+        scene.publish(&asked("STATUS"));
+        assert_eq!(silent.line(), "STATUS\r\n");
+
+        scene.publish(&command("127.0.0.3", "ON"));
+
+        assert_eq!(other.line(), "ON\r\n");
+    }
 }

@@ -4,6 +4,9 @@
 //! queue takes back what a consumer had, but not what a cancelled one had: in RabbitMQ 3.10 that stays unacknowledged
 //! until the queue has another leader. So each is cancelled only when all of what it was given is settled, or when some
 //! of it has been for a while; and what is settled is acknowledged behind that, so that it is given nothing new.
+//!
+//! That is for quorum queues. Of a queue with a single active consumer the next is given nothing as long as the first
+//! is not cancelled; so it is for those only that are known to be nothing but quorum queues.
 
 use std::ops::Range;
 use std::time::Duration;

@@ -10,6 +10,7 @@ use super::super::intake::{Intake, Queue};
 use super::super::stream::Stream;
 use super::super::topology::Gate;
 use super::super::{BrokerError, topology};
+use crate::settings::QueueType;
 
 /// How long the rest is read at least, each time that an inbox turns out not to be empty: a quorum queue on a busy node
 /// takes longer than this to deliver the first, and then it is read once more.
@@ -36,6 +37,12 @@ impl Inbox<'_> {
         Stream::open(mq, self.link.host(), self.reader, mq.inbox(self.of)).await
     }
 
+    fn hand(&self, stream: Stream) -> Hand<'_> {
+        // It is declared with nothing that would forbid it.
+        let keeps = self.intake.settings.mq.queue_type == QueueType::Quorum;
+        Hand::new(self.intake, stream, self.queue, keeps)
+    }
+
     /// Takes up what comes until there seems to be `enough`, when nobody may route anything there any more; then the
     /// rest, and leaves the inbox. Others have to do what is taken up meanwhile. True if nothing was given back: what was is
     /// taken up again, and may be written twice.
@@ -45,7 +52,7 @@ impl Inbox<'_> {
         gate: &Gate,
         enough: &CancellationToken,
     ) -> Result<bool, BrokerError> {
-        let hand = Hand::new(self.intake, stream, self.queue).consume(enough).await?;
+        let hand = self.hand(stream).consume(enough).await?;
         let took_all = hand.finish().await?;
         gate.shut(self.link).await?;
         Ok(self.take_rest().await? && took_all)
@@ -81,7 +88,7 @@ impl Inbox<'_> {
             enough.cancel();
             Ok(())
         };
-        let consuming = Hand::new(self.intake, stream, self.queue).consume(&enough);
+        let consuming = self.hand(stream).consume(&enough);
         let (hand, ()) = tokio::try_join!(consuming, looking)?;
         hand.finish().await
     }

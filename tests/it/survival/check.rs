@@ -134,10 +134,8 @@ fn is_told_once(account: &Account, told: &Told, count: &mut Count, say: &mut imp
     if follow_from_each_other(&words) {
         return;
     }
-    let (first, last) = (told.receipts.first(), told.receipts.last());
-    let span = first.zip(last).map(|(first, last)| (first.at_ms, last.at_ms));
-    let is_copied = told.spec.direct && is_disagreed_on(account, told.published_ms);
-    if !is_copied && !span.is_some_and(|(first, last)| has_outage(account, first, last)) {
+    let last = told.receipts.last().map(|last| last.at_ms);
+    if !last.is_some_and(|last| has_outage(account, told.published_ms, last)) {
         return say("its receipts contradict each other");
     }
     if words.windows(2).all(|pair| pair[0] == pair[1]) {
@@ -164,17 +162,10 @@ fn is_read_once(account: &Account, told: &Told, count: &mut Count, say: &mut imp
     }
     // What was not acknowledged when a connection ended is parked, and written again.
     let is_taken_back = told.receipts.iter().any(|receipt| receipt.outcome == "parked");
-    let is_copied = told.spec.direct && is_disagreed_on(account, told.published_ms);
-    let (first, last) = (first.at_ms, last.at_ms);
-    if !is_taken_back && !is_copied && !has_outage(account, first.min(last), first.max(last)) {
+    let last = first.at_ms.max(last.at_ms);
+    if !is_taken_back && !has_outage(account, told.published_ms, last) {
         say("it came twice, and nothing had happened");
     }
-}
-
-/// Whether nodes may not agree on what is bound: then what is published to the route exchange may lie in two inboxes.
-fn is_disagreed_on(account: &Account, at_ms: u64) -> bool {
-    let mut nodes = account.outages.iter().filter(|outage| outage.bridge.is_none());
-    nodes.any(|outage| (outage.at_ms..=outage.cut_ms()).contains(&at_ms))
 }
 
 /// Whether something died between these, or shortly before the first, or a connection to the broker broke.
