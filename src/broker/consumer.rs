@@ -56,10 +56,7 @@ impl Consumer {
             () = drain.cancelled() => return Ok(()),
             host = self.prepare() => host?,
         };
-        let result = tokio::select! {
-            () = give_up.cancelled() => Ok(()),
-            result = self.consume(&host, drain) => result,
-        };
+        let result = self.consume(&host, drain, give_up).await;
         self.up(false);
         self.intake.router.drop_unwanted();
         result.map_err(|error| self.nodes.blame(&host, error))
@@ -84,7 +81,12 @@ impl Consumer {
         link.end(result).await.map(|()| host)
     }
 
-    async fn consume(&self, host: &Endpoint, drain: &CancellationToken) -> Result<(), BrokerError> {
+    async fn consume(
+        &self,
+        host: &Endpoint,
+        drain: &CancellationToken,
+        give_up: &CancellationToken,
+    ) -> Result<(), BrokerError> {
         let settings = &self.intake.settings;
         let name = link::name(&self.bridge, "consumer");
         let stream = Stream::open(&settings.mq, host, &name, settings.mq.queue.clone()).await?;
@@ -93,9 +95,12 @@ impl Consumer {
         self.up(true);
         let (queue, prefetch) = (&settings.mq.queue, settings.mq.prefetch);
         info!(%host, queue, prefetch, "consuming commands");
-        let hand = hand.consume(drain).await?;
+        let hand = tokio::select! {
+            () = give_up.cancelled() => return Ok(()),
+            hand = hand.consume(drain) => hand?,
+        };
         self.up(false);
-        hand.finish().await.map(|_| ())
+        hand.finish(give_up).await.map(|_| ())
     }
 
     fn up(&self, up: bool) {

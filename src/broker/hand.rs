@@ -11,6 +11,7 @@ mod renewed;
 use std::sync::Arc;
 use std::time::Duration;
 
+use lapin::types::ShortString;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -221,10 +222,7 @@ impl<'a> Hand<'a> {
 
     async fn renew(&mut self) -> Result<(), BrokerError> {
         if self.keeps {
-            // It has no credit: nothing comes through it any more.
-            let open = self.acks.open_of_consumer();
-            let given = self.acks.start_consumer();
-            self.renewed.add(self.stream.consumer(), given, open);
+            self.keep();
         } else {
             self.stream.cancel().await?;
             self.take_up_early().await?;
@@ -236,12 +234,32 @@ impl<'a> Hand<'a> {
         Ok(())
     }
 
+    /// The consumer has no credit: nothing comes through it any more, though it is not cancelled.
+    fn keep(&mut self) {
+        let open = self.acks.open_of_consumer();
+        let given = self.acks.start_consumer();
+        self.renewed.add(self.stream.consumer(), given, open);
+    }
+
     /// Ends those consumers whose time has come.
     fn release(&mut self) -> Result<(), BrokerError> {
         while let Some((consumer, settled)) = self.renewed.take_due(Instant::now()) {
-            self.stream.drop_consumer(consumer)?;
-            settled.into_iter().for_each(|tag| self.settle(tag));
+            self.drop_consumer(consumer, settled)?;
         }
+        Ok(())
+    }
+
+    /// Ends all consumers that were renewed.
+    fn release_all(&mut self) -> Result<(), BrokerError> {
+        while let Some((consumer, settled)) = self.renewed.take() {
+            self.drop_consumer(consumer, settled)?;
+        }
+        Ok(())
+    }
+
+    fn drop_consumer(&mut self, name: ShortString, settled: Vec<u64>) -> Result<(), BrokerError> {
+        self.stream.drop_consumer(name)?;
+        settled.into_iter().for_each(|tag| self.settle(tag));
         Ok(())
     }
 
@@ -268,23 +286,38 @@ impl<'a> Hand<'a> {
     /// to give up.
     fn awaits_some(&self) -> bool {
         let returned = if self.from.is_inbox() { self.returned } else { 0 };
-        self.acks.open_count() > returned
+        self.acks.open_count() > returned + self.renewed.settled_count()
     }
 
-    /// Takes no more, and waits for the fate of what is in hand. What came and was not taken up
+    /// Takes no more, and waits for the fate of what is in hand, or until `give_up`. What came and was not taken up
     /// goes back to the queue with the channel; but what came from an inbox is taken up all the same, as
     /// there may be nobody after this who reads that inbox. True if nothing was given back.
-    pub(super) async fn finish(mut self) -> Result<bool, BrokerError> {
-        while let Some((consumer, settled)) = self.renewed.take() {
-            self.stream.drop_consumer(consumer)?;
-            settled.into_iter().for_each(|tag| self.settle(tag));
-        }
-        self.stream.cancel().await?;
+    pub(super) async fn finish(mut self, give_up: &CancellationToken) -> Result<bool, BrokerError> {
         if self.from.is_inbox() {
+            self.release_all()?;
+            self.stream.cancel().await?;
             self.take_up_early().await?;
+        } else if self.keeps && self.acks.open_of_consumer() >= self.prefetch {
+            // It has no credit, and is given none until the end.
+            self.keep();
         } else {
+            self.stream.cancel().await?;
             self.stream.forget_early();
         }
+        tokio::select! {
+            () = give_up.cancelled() => {}
+            settled = self.until_settled() => settled?,
+        }
+        while let Ok(verdict) = self.settled.try_recv() {
+            self.judge(verdict);
+        }
+        self.release_all()?;
+        self.acknowledge()?;
+        self.stream.close().await?;
+        Ok(self.returned == 0)
+    }
+
+    async fn until_settled(&mut self) -> Result<(), BrokerError> {
         self.finish_fanout().await;
         while self.awaits_some() {
             tokio::select! {
@@ -294,7 +327,6 @@ impl<'a> Hand<'a> {
             }
             self.acknowledge()?;
         }
-        self.stream.close().await?;
-        Ok(self.returned == 0)
+        Ok(())
     }
 }

@@ -8,7 +8,8 @@ use lapin::types::AMQPValue;
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Cluster, Device, Fleet, Flow, Inbox, Scene, address, command, eventually, flow_id, free_port,
+    Cluster, Device, Fleet, Flow, Inbox, Scene, Setup, address, command, eventually, flow_id,
+    free_port,
 };
 
 const DEVICES: usize = 100;
@@ -196,21 +197,10 @@ fn what_no_device_has_answered_comes_again_when_the_node_is_lost_from_which_it_c
     const ASKED: usize = 40;
     let cluster = Cluster::turn();
     let scene = cluster.scene("cluster-unanswered");
-    // The leader of the queue is the node on which it is declared, and the bridge is on another.
-    scene.declare_with(&[("x-queue-type", AMQPValue::LongString("quorum".into()))]);
-    let others: Vec<String> =
-        cluster.ports()[1..].iter().map(|port| format!("127.0.0.1:{port}")).collect();
-    let setup = cluster.setup(&scene).set("MQ_HOST", others.join(","));
-    let bridge = setup.set("MQ_PREFETCH", "8").start();
+    let bridge = beside_the_leader(&cluster, &scene).start();
     let mut device = bridge.device("127.0.0.2");
     let all_wait = || bridge.until_metric("rabbitline_unsettled", |count| count == ASKED as f64);
-    for number in 0..ASKED {
-        let mut asked = command("127.0.0.2", &number.to_string());
-        asked["id"] = json!(number.to_string());
-        asked["confirm"] = json!("answered");
-        asked["timeout_ms"] = json!(600_000);
-        scene.publish(&asked);
-    }
+    ask(&scene, ASKED);
     // Of consumers that were renewed, too: that is five times the prefetch.
     all_wait();
 
@@ -219,17 +209,68 @@ fn what_no_device_has_answered_comes_again_when_the_node_is_lost_from_which_it_c
     cluster.node_of(&bridge, Some(node));
     all_wait();
 
-    let mut lines: Vec<usize> = (0..ASKED)
-        .map(|_| {
-            let line = device.line();
-            device.send(b"OK\n");
-            line.trim_end().parse().expect("a number")
-        })
-        .collect();
-    lines.sort_unstable();
-    assert_eq!(lines, (0..ASKED).collect::<Vec<_>>());
+    answer_all(&mut device, ASKED);
     scene.until_drained(&bridge);
     assert_eq!(bridge.outcomes("answered"), ASKED as f64);
+}
+
+#[test]
+fn what_a_bridge_that_ends_has_in_hand_comes_again_when_its_node_is_lost_meanwhile() {
+    const ASKED: usize = 16;
+    let cluster = Cluster::turn();
+    let scene = cluster.scene("cluster-ending");
+    let setup = beside_the_leader(&cluster, &scene);
+    let bridge = setup.start();
+    let device = bridge.device("127.0.0.2");
+    ask(&scene, ASKED);
+    bridge.until_metric("rabbitline_unsettled", |count| count == ASKED as f64);
+    let node = cluster.node_of(&bridge, None);
+
+    bridge.program.signal("TERM");
+    let consumes = "rabbitline_broker_up{connection=\"consumer\"}";
+    bridge.until_metric(consumes, |up| up == 0.0);
+    node.kill();
+    let _ = bridge.program.finish();
+    drop(device);
+
+    let bridge = setup.start();
+    let offline = "rabbitline_commands_total{outcome=\"offline\"}";
+    bridge.until_metric(offline, |count| count == ASKED as f64);
+}
+
+/// A bridge that takes eight commands at a time off a quorum queue whose leader is on another node than it is.
+fn beside_the_leader(cluster: &Cluster, scene: &Scene) -> Setup {
+    // The leader is where the queue is declared.
+    declare_quorum(scene, &scene.queue());
+    let others: Vec<String> =
+        cluster.ports()[1..].iter().map(|port| format!("127.0.0.1:{port}")).collect();
+    cluster.setup(scene).set("MQ_HOST", others.join(",")).set("MQ_PREFETCH", "8")
+}
+
+/// Publishes commands to which the device at 127.0.0.2 has to answer.
+fn ask(scene: &Scene, count: usize) {
+    scene.amqp.declare_exchange(&scene.exchange(), ExchangeKind::Direct);
+    scene.amqp.bind(&scene.queue(), &scene.exchange(), &scene.queue());
+    for number in 0..count {
+        let mut asked = command("127.0.0.2", &number.to_string());
+        asked["id"] = json!(number.to_string());
+        asked["confirm"] = json!("answered");
+        asked["timeout_ms"] = json!(600_000);
+        scene.publish(&asked);
+    }
+}
+
+/// Each of them comes once, in whatever order, and is answered.
+#[track_caller]
+fn answer_all(device: &mut Device, count: usize) {
+    let answer = |_| {
+        let line = device.line();
+        device.send(b"OK\n");
+        line.trim_end().parse().expect("a number")
+    };
+    let mut lines: Vec<usize> = (0..count).map(answer).collect();
+    lines.sort_unstable();
+    assert_eq!(lines, (0..count).collect::<Vec<_>>());
 }
 
 #[test]

@@ -53,6 +53,11 @@ impl Renewed {
         true
     }
 
+    /// How many deliveries are settled and not acknowledged.
+    pub(super) fn settled_count(&self) -> usize {
+        self.0.iter().map(|consumer| consumer.settled.len()).sum()
+    }
+
     /// When the next is to be cancelled.
     pub(super) fn next_due(&self) -> Option<Instant> {
         self.0.iter().filter_map(|consumer| consumer.due).min()
@@ -85,6 +90,7 @@ mod tests {
         assert_eq!(renewed.next_due(), None, "all waits");
 
         assert!(renewed.settle(4, now));
+        assert_eq!(renewed.settled_count(), 1);
         assert_eq!(renewed.take_due(now), None);
         assert_eq!(renewed.next_due(), Some(now + HELD_FOR));
         assert!(renewed.settle(1, now));

@@ -53,7 +53,7 @@ impl Inbox<'_> {
         enough: &CancellationToken,
     ) -> Result<bool, BrokerError> {
         let hand = self.hand(stream).consume(enough).await?;
-        let took_all = hand.finish().await?;
+        let took_all = hand.finish(&CancellationToken::new()).await?;
         gate.shut(self.link).await?;
         Ok(self.take_rest().await? && took_all)
     }
@@ -90,6 +90,6 @@ impl Inbox<'_> {
         };
         let consuming = self.hand(stream).consume(&enough);
         let (hand, ()) = tokio::try_join!(consuming, looking)?;
-        hand.finish().await
+        hand.finish(&CancellationToken::new()).await
     }
 }
