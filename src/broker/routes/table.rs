@@ -89,6 +89,8 @@ pub(super) struct Table<'a> {
     sent: HashMap<u64, Sent>,
     /// Bindings and unbindings that are not answered, oldest first: which device is bound, and since when.
     binding: VecDeque<Option<(Address, Instant)>>,
+    /// How many of those are unbindings.
+    unbindings: usize,
     /// Claims, and when to make them again.
     claims: VecDeque<(Instant, Address)>,
     /// Devices that were neither bound nor leaving when this was looked at last.
@@ -158,6 +160,7 @@ impl<'a> Table<'a> {
             binding: VecDeque::new(),
             claims: VecDeque::new(),
             pending: 0,
+            unbindings: 0,
             later: Vec::new(),
             is_shut: false,
             unbinding: HashMap::new(),
@@ -238,7 +241,11 @@ impl<'a> Table<'a> {
                     self.bound(address.clone())?;
                     if since.elapsed() < BINDING_IS_LATE { Ok(()) } else { self.check(&address) }
                 }
-                Some(None) | None => Ok(()),
+                Some(None) => {
+                    self.unbindings -= 1;
+                    Ok(())
+                }
+                None => Ok(()),
             },
             Said::Taken(number) => {
                 match self.sent.remove(&number) {

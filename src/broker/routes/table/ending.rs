@@ -9,14 +9,14 @@ use super::{Entry, Table};
 use crate::cluster::control::Control;
 use crate::command::Address;
 
-/// Devices that are being unbound at a time: enough for the broker to have always one more at hand. At its end a bridge
+/// Unbindings that the broker has not answered: enough for it to have always one more at hand. At its end a bridge
 /// waits for no more than these.
-const UNBINDING_MAX: usize = 128;
+const UNBINDINGS_MAX: usize = 128;
 
 impl Table<'_> {
     /// Whether so many devices are bound that a bridge which ends had better shut its gate than wait until each is unbound.
     pub(in super::super) fn has_many(&self) -> bool {
-        !self.is_shut && self.entries.len() > UNBINDING_MAX
+        !self.is_shut && self.entries.len() > UNBINDINGS_MAX
     }
 
     /// The gate is shut: nothing comes by any binding of this bridge any more.
@@ -38,7 +38,7 @@ impl Table<'_> {
         if goes_on || !devices.registry.is_told(&address) {
             return Ok(());
         }
-        let has_room = self.is_shut || self.unbinding.len() < UNBINDING_MAX;
+        let has_room = self.is_shut || self.unbindings < UNBINDINGS_MAX;
         if !has_room || devices.parking.is_fetching(&address) {
             self.later.push(address);
             return Ok(());
@@ -65,6 +65,7 @@ impl Table<'_> {
             let (exchange, key) = (self.shared().to_owned(), address.to_string());
             self.courier.unbind(&exchange, &self.gate.shard_of(address), &key)?;
             self.binding.push_back(None);
+            self.unbindings += 1;
         }
         self.unbinding.insert(address.clone(), was_bound);
         Ok(())
