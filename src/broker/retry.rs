@@ -52,9 +52,14 @@ impl Retry {
 }
 
 fn waits() -> ExponentialBackoff {
+    waits_between(WAIT_MIN, WAIT_MAX)
+}
+
+/// Waits without end that double from `first` to `last`, each with up to as much again by lot.
+pub(super) fn waits_between(first: Duration, last: Duration) -> ExponentialBackoff {
     ExponentialBuilder::new()
-        .with_min_delay(WAIT_MIN)
-        .with_max_delay(WAIT_MAX)
+        .with_min_delay(first)
+        .with_max_delay(last)
         .with_factor(2.0)
         .with_jitter()
         .without_max_times()

@@ -7,9 +7,10 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
+use backon::ExponentialBackoff;
 use tokio::time::Instant;
 
+use crate::broker::retry::waits_between;
 use crate::command::Address;
 
 /// First and longest time a queue is left alone. The jitter adds up to as much again, so that of those that
@@ -49,6 +50,7 @@ impl Suspects {
     pub(super) fn suspect(&self, address: &Address, now: Instant) {
         let mut suspects = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         suspects.retain(|_, suspicion| now < suspicion.until + FORGOTTEN_AFTER);
+        let waits = || waits_between(ALONE_MIN, ALONE_MAX);
         let new = || Suspicion { since: now, waits: waits(), until: now };
         let suspicion = suspects.entry(address.clone()).or_insert_with(new);
         suspicion.until = now + suspicion.waits.next().unwrap_or(ALONE_MAX);
@@ -58,16 +60,6 @@ impl Suspects {
     pub(super) fn clear(&self, address: &Address) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(address);
     }
-}
-
-fn waits() -> ExponentialBackoff {
-    ExponentialBuilder::new()
-        .with_min_delay(ALONE_MIN)
-        .with_max_delay(ALONE_MAX)
-        .with_factor(2.0)
-        .with_jitter()
-        .without_max_times()
-        .build()
 }
 
 #[cfg(test)]

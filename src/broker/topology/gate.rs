@@ -14,7 +14,7 @@ use tracing::debug;
 
 use super::super::BrokerError;
 use super::super::connection::Link;
-use super::{PRECONDITION_FAILED, bind, code, is_missing, refusal};
+use super::{DURABLE, PRECONDITION_FAILED, bind, code, is_missing, refusal};
 use crate::command::Address;
 use crate::settings::Settings;
 
@@ -29,13 +29,7 @@ const ADVICE: &str = "let MQ_USERNAME configure it, write to it and read from it
 
 /// Not durable, and so are the bindings to it, which makes them three times as fast: after a restart of the broker
 /// each bridge binds its devices anew anyway.
-const TRANSIENT: ExchangeDeclareOptions = ExchangeDeclareOptions {
-    passive: false,
-    durable: false,
-    auto_delete: false,
-    internal: false,
-    nowait: false,
-};
+const TRANSIENT: ExchangeDeclareOptions = ExchangeDeclareOptions { durable: false, ..DURABLE };
 
 /// A bridge's gate and what leads to it, of one generation.
 #[derive(Debug, Clone, PartialEq, Eq)]
