@@ -21,6 +21,8 @@ const COMMANDS_MAX: usize = 131_072;
 pub(crate) enum Known {
     /// Nothing of it was written.
     Untouched,
+    /// It came again when nothing of it was written, and is on its way.
+    Again,
     /// Its line was written, and its proof is still waited for.
     Begun,
     /// Its outcome, and the answer if there was one.
@@ -63,10 +65,17 @@ impl Ledger {
         }
     }
 
-    /// What is known of a command.
+    /// What is known of a command that has come again. Of several that do, one alone hears that nothing of it was
+    /// written: they might all wait at once, and all be written then.
     pub(crate) fn recall(&self, facts: &Facts) -> Option<Known> {
         let key = self.key(facts)?;
-        self.pages.lock().unwrap_or_else(PoisonError::into_inner).known.get(&key).cloned()
+        let mut pages = self.pages.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = pages.known.get_mut(&key)?;
+        let heard = known.clone();
+        if heard == Known::Untouched {
+            *known = Known::Again;
+        }
+        Some(heard)
     }
 
     /// The id alone would not do: a sender may use it twice, and then the second command must not
@@ -101,6 +110,16 @@ mod tests {
         assert_eq!(ledger.recall(&facts(Some("8"), "ON")), None);
         ledger.note(&facts(None, "ON"), Known::Begun);
         assert_eq!(ledger.recall(&facts(None, "ON")), None, "nothing to know it by");
+    }
+
+    #[test]
+    fn of_two_that_come_again_one_may_be_written() {
+        let (ledger, command) = (Ledger::new(), facts(Some("7"), "ON"));
+        ledger.note(&command, Known::Untouched);
+        assert_eq!(ledger.recall(&command), Some(Known::Untouched));
+        assert_eq!(ledger.recall(&command), Some(Known::Again), "the first may be written yet");
+        ledger.note(&command, Known::Untouched);
+        assert_eq!(ledger.recall(&command), Some(Known::Untouched), "it was not");
     }
 
     #[test]

@@ -154,6 +154,7 @@ impl Router {
                     Err(order) => try_again(order),
                 }
             }
+            Some(Known::Again) => try_again(order),
             None if may_be_repeated => try_again(order),
             None => Continue(order),
         }

@@ -100,7 +100,7 @@ impl Consumer {
             hand = hand.consume(drain) => hand?,
         };
         self.up(false);
-        hand.finish(give_up).await.map(|_| ())
+        hand.finish(give_up).await
     }
 
     fn up(&self, up: bool) {

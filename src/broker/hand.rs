@@ -8,6 +8,7 @@
 
 mod renewed;
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -94,24 +95,32 @@ impl<'a> Hand<'a> {
     /// Takes up what comes until `drain`.
     pub(super) async fn consume(mut self, drain: &CancellationToken) -> Result<Self, BrokerError> {
         let mut drained = std::pin::pin!(drain.cancelled());
-        loop {
-            let renew_at = self.renew_at();
-            tokio::select! {
-                biased;
-                () = &mut drained => return Ok(self),
-                Some(verdict) = self.settled.recv() => self.judge(verdict),
-                // What comes next may be for one of those that have not had this yet.
-                () = tokio::task::yield_now(), if self.fanout.is_some() => self.fan_out(),
-                delivered = self.stream.next(), if self.fanout.is_none() => self.take_up(delivered?)?,
-                () = clock::until(renew_at) => self.renew().await?,
-                () = clock::until(self.renewed.next_due()) => {}
-            }
-            self.take_what_is_ready()?;
-            self.release()?;
-            self.acknowledge()?;
-            // A full queue must not keep the other tasks of this thread waiting.
-            tokio::task::coop::consume_budget().await;
+        while self.step(drained.as_mut()).await?.is_continue() {}
+        Ok(self)
+    }
+
+    /// Takes up what comes next, unless it is `done`.
+    async fn step(
+        &mut self,
+        done: impl Future<Output = ()>,
+    ) -> Result<ControlFlow<()>, BrokerError> {
+        let renew_at = self.renew_at();
+        tokio::select! {
+            biased;
+            () = done => return Ok(ControlFlow::Break(())),
+            Some(verdict) = self.settled.recv() => self.judge(verdict),
+            // What comes next may be for one of those that have not had this yet.
+            () = tokio::task::yield_now(), if self.fanout.is_some() => self.fan_out(),
+            delivered = self.stream.next(), if self.fanout.is_none() => self.take_up(delivered?)?,
+            () = clock::until(renew_at) => self.renew().await?,
+            () = clock::until(self.renewed.next_due()) => {}
         }
+        self.take_what_is_ready()?;
+        self.release()?;
+        self.acknowledge()?;
+        // A full queue must not keep the other tasks of this thread waiting.
+        tokio::task::coop::consume_budget().await;
+        Ok(ControlFlow::Continue(()))
     }
 
     /// Takes up a delivery.
@@ -290,14 +299,9 @@ impl<'a> Hand<'a> {
     }
 
     /// Takes no more, and waits for the fate of what is in hand, or until `give_up`. What came and was not taken up
-    /// goes back to the queue with the channel; but what came from an inbox is taken up all the same, as
-    /// there may be nobody after this who reads that inbox. True if nothing was given back.
-    pub(super) async fn finish(mut self, give_up: &CancellationToken) -> Result<bool, BrokerError> {
-        if self.from.is_inbox() {
-            self.release_all()?;
-            self.stream.cancel().await?;
-            self.take_up_early().await?;
-        } else if self.keeps && self.acks.open_of_consumer() >= self.prefetch {
+    /// goes back to the queue with the channel.
+    pub(super) async fn finish(mut self, give_up: &CancellationToken) -> Result<(), BrokerError> {
+        if self.keeps && self.acks.open_of_consumer() >= self.prefetch {
             // It has no credit, and is given none until the end.
             self.keep();
         } else {
@@ -308,6 +312,31 @@ impl<'a> Hand<'a> {
             () = give_up.cancelled() => {}
             settled = self.until_settled() => settled?,
         }
+        self.close().await.map(|_| ())
+    }
+
+    /// Waits for the fate of what is in hand from an inbox to which nobody routes any more, and takes up meanwhile what
+    /// comes all the same: nothing is cancelled while something is in hand (`renewed`). Once the inbox is for `others`
+    /// to read, that has to be. True if nothing was given back.
+    pub(super) async fn finish_inbox(
+        mut self,
+        others: impl Future<Output = ()>,
+    ) -> Result<bool, BrokerError> {
+        let mut others = std::pin::pin!(others);
+        while self.awaits_some() {
+            if self.step(others.as_mut()).await?.is_break() {
+                self.release_all()?;
+                self.stream.cancel().await?;
+                self.take_up_early().await?;
+                self.until_settled().await?;
+                break;
+            }
+        }
+        self.close().await
+    }
+
+    /// What is not settled goes back to the queue. True if nothing was given back.
+    async fn close(mut self) -> Result<bool, BrokerError> {
         while let Ok(verdict) = self.settled.try_recv() {
             self.judge(verdict);
         }

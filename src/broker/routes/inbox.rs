@@ -53,7 +53,7 @@ impl Inbox<'_> {
         enough: &CancellationToken,
     ) -> Result<bool, BrokerError> {
         let hand = self.hand(stream).consume(enough).await?;
-        let took_all = hand.finish(&CancellationToken::new()).await?;
+        let took_all = hand.finish_inbox(std::future::pending()).await?;
         gate.shut(self.link).await?;
         Ok(self.take_rest().await? && took_all)
     }
@@ -90,6 +90,11 @@ impl Inbox<'_> {
         };
         let consuming = self.hand(stream).consume(&enough);
         let (hand, ()) = tokio::try_join!(consuming, looking)?;
-        hand.finish(&CancellationToken::new()).await
+        let others = async {
+            while go_on() {
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+        };
+        hand.finish_inbox(others).await
     }
 }
