@@ -18,6 +18,7 @@ use tracing::{info, warn};
 
 use self::parts::Parts;
 use crate::access::gate::Total;
+use crate::broker::Leaving;
 use crate::device::{Devices, Door, Hall, Listener, Options, Rules, Sweeper};
 use crate::http::{self, Access, HttpState, Topics};
 use crate::settings::{self, Settings};
@@ -51,7 +52,7 @@ pub struct Bridge {
     /// Takes commands, new and parked.
     taking: JoinHandle<()>,
     /// Ends the exchange with the other bridges, once no device is connected.
-    leave: CancellationToken,
+    leaving: Leaving,
     /// How long other bridges hold devices, and over what time these are let go.
     moving: Duration,
     spread: Duration,
@@ -83,8 +84,8 @@ impl Bridge {
 
         let (drain, give_up, finish) =
             (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
-        let leave = CancellationToken::new();
-        let routes = routes.map(|routes| tokio::spawn(routes.run(leave.clone())));
+        let leaving = Leaving::default();
+        let routes = routes.map(|routes| tokio::spawn(routes.run(leaving.clone())));
         let sessions = TaskTracker::new();
         let draining = Arc::clone(&http.draining);
         let publisher = tokio::spawn(publisher.run(finish.clone()));
@@ -118,7 +119,7 @@ impl Bridge {
             finish,
             sweeper,
             taking,
-            leave,
+            leaving,
             moving,
             spread,
             routes,
@@ -161,15 +162,7 @@ impl Bridge {
         self.sessions.close();
         // Sessions end as soon as they are told to.
         clean &= timeout_at(end, self.sessions.wait()).await.is_ok();
-        self.leave.cancel();
-        if let Some(routes) = &mut self.routes
-            && !matches!(timeout_at(end - grace / LEAVE_SHARE, routes).await, Ok(Ok(true)))
-        {
-            warn!(
-                "not all that came for this bridge's devices was passed on to other bridges in time, one of which takes it over; or some of it may be written twice."
-            );
-            clean = false;
-        }
+        clean &= self.leave_routes(end - grace / LEAVE_SHARE).await;
         // What waited for a device may have gone on to another bridge with it.
         let by = if spread.is_zero() { Instant::now() } else { end - grace / LEAVE_SHARE };
         if !self.has_taken(by).await {
@@ -189,6 +182,31 @@ impl Bridge {
         timeout_at(end, self.requester).await.ok();
         self.http.iter().for_each(JoinHandle::abort);
         clean
+    }
+
+    /// Passes on to other bridges what came for this one. After half of the time what is in the inbox stays there. True
+    /// if all that was taken up has gone on by then.
+    async fn leave_routes(&mut self, by: Instant) -> bool {
+        let Some(routes) = &mut self.routes else { return true };
+        self.leaving.begin.cancel();
+        let half = Instant::now() + by.saturating_duration_since(Instant::now()) / 2;
+        let left = match timeout_at(half, &mut *routes).await {
+            Ok(left) => Ok(left),
+            Err(_) => {
+                info!(
+                    "what came for this bridge's devices and is not passed on yet is left to the other bridges"
+                );
+                self.leaving.hurry.cancel();
+                timeout_at(by, routes).await
+            }
+        };
+        let is_clean = matches!(left, Ok(Ok(true)));
+        if !is_clean {
+            warn!(
+                "not all that came for this bridge's devices was passed on to other bridges in time; some of it may be written twice."
+            );
+        }
+        is_clean
     }
 
     /// Whether all commands in hand have their fate by then.

@@ -46,7 +46,7 @@ pub(crate) use requests::{
     BODY_MAX as REQUEST_BODY_MAX, Gathered, Requester, Requests, Unpublished,
 };
 pub(crate) use retry::Retry;
-pub(crate) use routes::Routes;
+pub(crate) use routes::{Leaving, Routes};
 pub(crate) use tap::Tap;
 pub(crate) use tap_client::{Drop, Tapped};
 pub use topology::check;

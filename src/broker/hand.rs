@@ -298,16 +298,9 @@ impl<'a> Hand<'a> {
         self.acks.open_count() > returned + self.renewed.settled_count()
     }
 
-    /// Takes no more, and waits for the fate of what is in hand, or until `give_up`. What came and was not taken up
-    /// goes back to the queue with the channel.
+    /// Takes no more, and waits for the fate of what is in hand, or until `give_up`.
     pub(super) async fn finish(mut self, give_up: &CancellationToken) -> Result<(), BrokerError> {
-        if self.keeps && self.acks.open_of_consumer() >= self.prefetch {
-            // It has no credit, and is given none until the end.
-            self.keep();
-        } else {
-            self.stream.cancel().await?;
-            self.stream.forget_early();
-        }
+        self.take_no_more().await?;
         tokio::select! {
             () = give_up.cancelled() => {}
             settled = self.until_settled() => settled?,
@@ -316,8 +309,8 @@ impl<'a> Hand<'a> {
     }
 
     /// Waits for the fate of what is in hand from an inbox to which nobody routes any more, and takes up meanwhile what
-    /// comes all the same: nothing is cancelled while something is in hand (`renewed`). Once the inbox is for `others`
-    /// to read, that has to be. True if nothing was given back.
+    /// comes all the same: nothing is cancelled while something is in hand (`renewed`). Once the rest is for `others` to
+    /// read, it takes no more. True if nothing was given back.
     pub(super) async fn finish_inbox(
         mut self,
         others: impl Future<Output = ()>,
@@ -325,14 +318,24 @@ impl<'a> Hand<'a> {
         let mut others = std::pin::pin!(others);
         while self.awaits_some() {
             if self.step(others.as_mut()).await?.is_break() {
-                self.release_all()?;
-                self.stream.cancel().await?;
-                self.take_up_early().await?;
+                self.take_no_more().await?;
                 self.until_settled().await?;
                 break;
             }
         }
         self.close().await
+    }
+
+    /// What came and was not taken up goes back to the queue with the channel.
+    async fn take_no_more(&mut self) -> Result<(), BrokerError> {
+        if self.keeps && self.acks.open_of_consumer() >= self.prefetch {
+            // It has no credit, and is given none until the end.
+            self.keep();
+        } else {
+            self.stream.cancel().await?;
+            self.stream.forget_early();
+        }
+        Ok(())
     }
 
     /// What is not settled goes back to the queue. True if nothing was given back.

@@ -7,6 +7,7 @@
 
 mod followed;
 mod inbox;
+mod leaving;
 mod table;
 mod takeover;
 
@@ -21,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use self::inbox::Inbox;
+pub(crate) use self::leaving::Leaving;
 use self::table::Table;
 use super::connection::{self as link, Link};
 use super::intake::{Intake, Queue};
@@ -50,29 +52,29 @@ impl Routes {
         Self { intake, nodes, cluster, inbox_is_unborn: AtomicBool::new(false) }
     }
 
-    /// Routes until `stop`, when no device is connected any more; then hands on what is in the inbox, and leaves
+    /// Routes until it is time for `leaving`; then hands on what is in the inbox, and leaves
     /// it: a classic queue is deleted, a quorum queue stays, empty, and vanishes when nobody has used it for long.
-    /// Nothing else of this bridge stays at the broker. True if that was done, and nothing had to be handed on that may
-    /// have been written here.
-    pub(crate) async fn run(self, stop: CancellationToken) -> bool {
+    /// Nothing else of this bridge stays at the broker. In a hurry what is left in the inbox is left to whoever takes
+    /// over from this bridge. True if that was done, and nothing had to be handed on that may have been written here.
+    pub(crate) async fn run(self, leaving: Leaving) -> bool {
         let mut retry = Retry::of("routes");
         loop {
-            match self.attempt(&stop).await {
+            match self.attempt(&leaving).await {
                 Ok(took_all) => return took_all,
-                Err(error) if retry.wait(&error, &stop).await => {}
+                Err(error) if retry.wait(&error, &leaving.begin).await => {}
                 Err(_) => return false,
             }
         }
     }
 
-    async fn attempt(&self, stop: &CancellationToken) -> Result<bool, BrokerError> {
+    async fn attempt(&self, leaving: &Leaving) -> Result<bool, BrokerError> {
         let opening = self.nodes.open(&self.cluster.bridge, "routes");
         let link = tokio::select! {
-            () = stop.cancelled() => return Ok(true),
+            () = leaving.begin.cancelled() => return Ok(true),
             link = opening => link?,
         };
         let result = tokio::select! {
-            result = self.route(&link, stop) => result,
+            result = self.route(&link, leaving) => result,
             error = link.lost() => Err(error),
         };
         self.cluster.set_routing(false);
@@ -81,7 +83,7 @@ impl Routes {
         link.end(result).await
     }
 
-    async fn route(&self, link: &Link, stop: &CancellationToken) -> Result<bool, BrokerError> {
+    async fn route(&self, link: &Link, leaving: &Leaving) -> Result<bool, BrokerError> {
         let (settings, bridge) = (&self.intake.settings, &*self.cluster.bridge);
         topology::prepare_routes(link, settings, bridge).await?;
         topology::prepare_inbox(link, settings, bridge, &self.inbox_is_unborn).await?;
@@ -102,19 +104,25 @@ impl Routes {
             self.cluster.touch(session.address());
         }
         info!(inbox = settings.mq.inbox(bridge), "taking commands from other bridges");
-        let empty = CancellationToken::new();
-        let consuming = inbox.take_all(stream, &gate, &empty);
+        let enough = CancellationToken::new();
+        let consuming = inbox.take_all(stream, &gate, &enough, &leaving.hurry);
         let work = async {
             tokio::pin!(consuming);
+            let mut took_all = None;
             let mut chores =
                 FuturesUnordered::from_iter([takeover::clear_up(link, settings, bridge).boxed()]);
             let mut look = interval(LOOK_EVERY);
             look.set_missed_tick_behavior(MissedTickBehavior::Delay);
             loop {
                 table.work()?;
+                if let Some(took_all) = took_all
+                    && (!leaving.hurry.is_cancelled() || table.is_done())
+                {
+                    break Ok(took_all);
+                }
                 tokio::select! {
                     biased;
-                    consumed = &mut consuming => break consumed,
+                    consumed = &mut consuming, if took_all.is_none() => took_all = Some(consumed?),
                     said = table.courier.next() => table.said(said?)?,
                     Some(()) = chores.next(), if !chores.is_empty() => {}
                     () = self.cluster.until_work(), if table.courier.has_room() => {}
@@ -123,16 +131,7 @@ impl Routes {
                         if let Some(gone) = self.cluster.take_gone(settings.process.cluster_gone_after) {
                             chores.push(takeover::take_over(self, link, gone).boxed());
                         }
-                        if stop.is_cancelled() && table.has_many() {
-                            gate.shut(link).await?;
-                            table.shut();
-                        }
-                        if stop.is_cancelled() && table.is_done() && !empty.is_cancelled() {
-                            let depth = topology::inbox_depth(link, settings, bridge).await?;
-                            if depth.is_none_or(|depth| depth == 0) {
-                                empty.cancel();
-                            }
-                        }
+                        leaving.look(self, link, &gate, &mut table, &enough).await?;
                     }
                 }
                 // A storm of connects must not keep the other tasks of this thread waiting.
@@ -145,7 +144,7 @@ impl Routes {
         };
         self.cluster.set_routing(false);
         // The shards of a gate that was shut in a hurry are deleted by whoever finds that this bridge is gone.
-        if table.has_unbound_all() {
+        if table.is_open() {
             gate.delete_shards(link).await?;
         }
         table.close().await?;

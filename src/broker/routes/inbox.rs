@@ -44,17 +44,22 @@ impl Inbox<'_> {
     }
 
     /// Takes up what comes until there seems to be `enough`, when nobody may route anything there any more; then the
-    /// rest, and leaves the inbox. Others have to do what is taken up meanwhile. True if nothing was given back: what was is
-    /// taken up again, and may be written twice.
+    /// rest, and leaves the inbox. Others have to do what is taken up meanwhile. In a `hurry` the rest stays: whoever
+    /// finds that this bridge is gone takes it. True if nothing was given back: what was is taken up again, and may be
+    /// written twice.
     pub(super) async fn take_all(
         &self,
         stream: Stream,
         gate: &Gate,
         enough: &CancellationToken,
+        hurry: &CancellationToken,
     ) -> Result<bool, BrokerError> {
         let hand = self.hand(stream).consume(enough).await?;
-        let took_all = hand.finish_inbox(std::future::pending()).await?;
+        let took_all = hand.finish_inbox(hurry.cancelled()).await?;
         gate.shut(self.link).await?;
+        if hurry.is_cancelled() {
+            return Ok(took_all);
+        }
         Ok(self.take_rest().await? && took_all)
     }
 

@@ -155,6 +155,43 @@ fn a_bridge_that_is_told_to_end_leaves_nothing_behind() {
 }
 
 #[test]
+fn a_bridge_without_time_leaves_what_waits_in_its_queue_to_another() {
+    const COMMANDS: usize = 2_000;
+    let scene = Scene::new("cluster-hurry");
+    let presence = scene.presence();
+    let setup = |name| setup(&scene, name).set("CLUSTER_GONE_AFTER", "1s");
+    let setup = |name| setup(name).set("CLUSTER_MOVING", "0s").set("CLUSTER_DRAIN_SPREAD", "0s");
+    let (first, second) = (setup("a").set("SHUTDOWN_GRACE", "1s").start(), setup("b").start());
+    second.until_metric("rabbitline_route_bridges", |known| known == 1.0);
+    let _device = first.device("127.0.0.2");
+    until_online(&presence, "127.0.0.2", "a");
+    let receipts = scene.receipts();
+    first.program.signal("STOP");
+    let messages = (0..COMMANDS).map(|number| {
+        let body = command("127.0.0.2", &number.to_string()).to_string().into_bytes();
+        (body, reply_to(&receipts).with_message_id(format!("m-{number}").into()))
+    });
+    scene.amqp.publish_all(&scene.routes(), "127.0.0.2", messages);
+
+    first.program.signal("TERM");
+    first.program.signal("CONT");
+
+    assert_eq!(first.program.finish().code, Some(0), "all that it took had an outcome");
+    let mut ids: Vec<String> = Vec::new();
+    for letter in receipts.take(COMMANDS) {
+        let receipt = letter.json();
+        let ends = ["written", "offline"].contains(&receipt["outcome"].as_str().unwrap_or(""));
+        assert!(ends, "{receipt}");
+        ids.push(receipt["id"].as_str().expect("an id").to_owned());
+    }
+    ids.sort();
+    ids.dedup();
+    assert_eq!(ids.len(), COMMANDS, "each has one");
+    println!("{} were left to the other", second.outcomes("offline"));
+    until_gone(&scene, "a");
+}
+
+#[test]
 fn a_bridge_that_died_comes_back_before_its_old_bindings_are_deleted() {
     let scene = Scene::new("cluster-back");
     let presence = scene.presence();

@@ -24,8 +24,8 @@ impl Table<'_> {
         self.is_shut = true;
     }
 
-    /// Whether all devices were unbound, and not just the gate shut.
-    pub(in super::super) fn has_unbound_all(&self) -> bool {
+    /// Whether the gate is not shut: each device is unbound, then.
+    pub(in super::super) fn is_open(&self) -> bool {
         !self.is_shut
     }
 
@@ -72,12 +72,16 @@ impl Table<'_> {
     }
 
     /// Says to this bridge itself, behind all that came by the binding of a device, that it is unbound; and to whom
-    /// it is told then, with the epoch the connection here had.
+    /// it is told then, with the epoch the connection here had. If the gate is shut and nobody is to be told, that is no
+    /// matter: nothing comes by any binding, and the bridge ends.
     fn say_emptied(
         &mut self,
         address: &Address,
         to: Option<(Arc<str>, u64)>,
     ) -> Result<(), BrokerError> {
+        if self.is_shut && to.is_none() {
+            return Ok(());
+        }
         let own = Arc::clone(&self.cluster.bridge);
         let (to, epoch) = to.map_or((None, 0), |(to, epoch)| (Some(to.to_string()), epoch));
         self.say(&own, &Control::Emptied { address: address.to_string(), to, epoch })
