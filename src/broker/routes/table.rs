@@ -18,6 +18,7 @@ use lapin::BasicProperties;
 use lapin::types::ShortString;
 use tokio::time::Instant;
 
+use self::ending::Unbinding;
 use super::super::BrokerError;
 use super::super::intake::Intake;
 use super::super::message::PERSISTENT;
@@ -36,7 +37,7 @@ use crate::order::Order;
 const CLAIM_AGAIN: Duration = Duration::from_secs(5);
 
 /// A binding takes some milliseconds, on a busy broker seconds. After this the device may have connected to another
-/// bridge, which found nobody to claim it from.
+/// bridge, which found nobody to claim it from. An unbinding that takes longer some of the nodes see before the others do.
 const BINDING_IS_LATE: Duration = Duration::from_millis(100);
 
 /// How often it is asked whether the other bridges are there.
@@ -57,6 +58,14 @@ enum Entry {
         /// What came for it since.
         waiting: VecDeque<Order>,
     },
+}
+
+/// What the broker is asked for, one after the other.
+#[derive(Debug)]
+enum Asked {
+    /// To bind a device, since then.
+    Bind(Address, Instant),
+    Unbind(Address),
 }
 
 /// What a publication was.
@@ -87,8 +96,8 @@ pub(super) struct Table<'a> {
     entries: HashMap<Address, Entry>,
     /// Publications that are not confirmed, by their numbers.
     sent: HashMap<u64, Sent>,
-    /// Bindings and unbindings that are not answered, oldest first: which device is bound, and since when.
-    binding: VecDeque<Option<(Address, Instant)>>,
+    /// Bindings and unbindings that are not answered, oldest first.
+    asked_for: VecDeque<Asked>,
     /// How many of those are unbindings.
     unbindings: usize,
     /// Claims, and when to make them again.
@@ -97,9 +106,8 @@ pub(super) struct Table<'a> {
     pending: usize,
     /// Devices that are unbound when nothing that was parked for them is in hand any more, and there is room.
     later: Vec<Address>,
-    /// Devices that are unbound, and of which commands may still come that came before; and whether they had been
-    /// bound to all this bridge knows.
-    unbinding: HashMap<Address, bool>,
+    /// Devices that are unbound, and of which commands may still come that came before.
+    unbinding: HashMap<Address, Unbinding>,
     /// Whether nothing comes by any binding any more, though devices are bound.
     is_shut: bool,
     /// When the other bridges were asked last whether they are there.
@@ -157,7 +165,7 @@ impl<'a> Table<'a> {
             opened_ms: Moment::now().wall_ms,
             entries: HashMap::new(),
             sent: HashMap::new(),
-            binding: VecDeque::new(),
+            asked_for: VecDeque::new(),
             claims: VecDeque::new(),
             pending: 0,
             unbindings: 0,
@@ -236,13 +244,16 @@ impl<'a> Table<'a> {
     /// Takes up what the broker says.
     pub(super) fn said(&mut self, said: Said) -> Result<(), BrokerError> {
         match said {
-            Said::Bound => match self.binding.pop_front() {
-                Some(Some((address, since))) => {
+            Said::Bound => match self.asked_for.pop_front() {
+                Some(Asked::Bind(address, since)) => {
                     self.bound(address.clone())?;
                     if since.elapsed() < BINDING_IS_LATE { Ok(()) } else { self.check(&address) }
                 }
-                Some(None) => {
+                Some(Asked::Unbind(address)) => {
                     self.unbindings -= 1;
+                    if let Some(unbinding) = self.unbinding.get_mut(&address) {
+                        unbinding.is_answered(Instant::now());
+                    }
                     Ok(())
                 }
                 None => Ok(()),

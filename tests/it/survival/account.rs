@@ -219,8 +219,21 @@ impl Account {
                 let expired = told.undelivered.iter().any(|word| word == "expired");
                 (!(expired && excused)).then_some("it is parked still")
             }
-            Some(_) => None,
+            // What expires while it is parked is told when its time is over; when it is passed on is for the broker to
+            // choose, which waits three minutes before it tries once more.
+            Some(_) => told.is_to_come().then_some("it is not among the undelivered"),
         }
+    }
+}
+
+impl Told {
+    /// Whether its sender was told an outcome with which it should be among the undelivered, and is not.
+    pub(super) fn is_to_come(&self) -> bool {
+        self.receipts.iter().any(|receipt| {
+            let word = receipt.outcome.as_str();
+            let is_owed = !matches!(word, "written" | "received" | "answered" | "parked");
+            is_owed && !self.undelivered.iter().any(|copy| copy == word)
+        })
     }
 }
 

@@ -110,12 +110,8 @@ fn was_at_one_that_died(account: &Account, told: &Told) -> bool {
 
 /// What was not is undelivered, with the outcome that its sender was told.
 fn is_kept(told: &Told, say: &mut impl FnMut(&str)) {
-    for receipt in &told.receipts {
-        let word = receipt.outcome.as_str();
-        let is_owed = !matches!(word, "written" | "received" | "answered" | "parked");
-        if is_owed && !told.undelivered.iter().any(|copy| copy == word) {
-            say("it is not among the undelivered");
-        }
+    if told.is_to_come() {
+        say("it is not among the undelivered");
     }
 }
 

@@ -33,9 +33,10 @@ impl Size {
         whim_ms: 30_000,
     };
 
-    /// For everything to come to its end when all is there again: with 30,000 devices on two cores minutes are needed.
+    /// For everything to come to its end when all is there again: with 30,000 devices on two cores minutes are needed. And
+    /// RabbitMQ waits three minutes before it tries once more to pass on what has expired in a quorum queue.
     pub(super) fn settle(self) -> Duration {
-        Duration::from_secs(60 + self.devices as u64 / 100)
+        Duration::from_secs(210 + self.devices as u64 / 100)
     }
 
     /// What the environment says, or a small one.

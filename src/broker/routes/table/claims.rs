@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::super::super::BrokerError;
 use super::super::super::publication::Publication;
-use super::{CLAIM_AGAIN, Entry, Sent, Table, control_message};
+use super::{Asked, CLAIM_AGAIN, Entry, Sent, Table, control_message};
 use crate::cluster::control::Control;
 use crate::command::Address;
 
@@ -43,7 +43,7 @@ impl Table<'_> {
         self.entries.insert(address.clone(), Entry::Binding);
         let (exchange, key) = (self.shared().to_owned(), address.to_string());
         self.courier.bind(&exchange, &self.gate.shard_of(&address), &key)?;
-        self.binding.push_back(Some((address, Instant::now())));
+        self.asked_for.push_back(Asked::Bind(address, Instant::now()));
         Ok(())
     }
 

@@ -1,17 +1,42 @@
 //! Devices that have left: each is unbound when everybody was told, and at the end all at once.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use tokio::time::Instant;
 use tracing::debug;
 
 use super::super::super::BrokerError;
-use super::{Entry, Table};
+use super::{Asked, BINDING_IS_LATE, Entry, Table};
 use crate::cluster::control::Control;
 use crate::command::Address;
 
 /// Unbindings that the broker has not answered: enough for it to have always one more at hand. At its end a bridge
 /// waits for no more than these.
 const UNBINDINGS_MAX: usize = 128;
+
+/// A device that is unbound, until nothing comes any more that came before.
+#[derive(Debug)]
+pub(super) struct Unbinding {
+    /// Whether it had been bound, to all this bridge knows.
+    was_bound: bool,
+    since: Instant,
+    /// How long the broker took for it.
+    took: Option<Duration>,
+}
+
+impl Unbinding {
+    pub(super) fn is_answered(&mut self, now: Instant) {
+        self.took.get_or_insert(now.saturating_duration_since(self.since));
+    }
+
+    /// Whether what comes by the binding may be a copy of what another bridge has: it is one that nobody knows of, or its
+    /// end is long in coming, so that on one node the device may be bound to the next bridge already.
+    pub(super) fn gives_copies(&self, now: Instant) -> bool {
+        let takes = self.took.unwrap_or_else(|| now.saturating_duration_since(self.since));
+        !self.was_bound || takes >= BINDING_IS_LATE
+    }
+}
 
 impl Table<'_> {
     /// Whether so many devices are bound that a bridge which ends had better shut its gate than wait until each is unbound.
@@ -64,10 +89,12 @@ impl Table<'_> {
         if !self.is_shut {
             let (exchange, key) = (self.shared().to_owned(), address.to_string());
             self.courier.unbind(&exchange, &self.gate.shard_of(address), &key)?;
-            self.binding.push_back(None);
+            self.asked_for.push_back(Asked::Unbind(address.clone()));
             self.unbindings += 1;
         }
-        self.unbinding.insert(address.clone(), was_bound);
+        let took = self.is_shut.then_some(Duration::ZERO);
+        self.unbinding
+            .insert(address.clone(), Unbinding { was_bound, since: Instant::now(), took });
         Ok(())
     }
 
@@ -96,5 +123,25 @@ impl Table<'_> {
         debug!(%address, "something came by a binding of a device that is not here; it is unbound");
         self.unbind(address, false)?;
         self.say_emptied(address, None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_binding_that_is_long_in_ending_gives_copies() {
+        let since = Instant::now();
+        let later = since + BINDING_IS_LATE;
+        let unbinding = |was_bound| Unbinding { was_bound, since, took: None };
+        let (mut quick, mut slow) = (unbinding(true), unbinding(true));
+        assert!(unbinding(false).gives_copies(since), "another bridge may have the device");
+        quick.is_answered(since);
+        assert!(!quick.gives_copies(later));
+        assert!(!slow.gives_copies(since));
+        assert!(slow.gives_copies(later), "the broker has not answered");
+        slow.is_answered(later);
+        assert!(slow.gives_copies(later), "it answered late");
     }
 }

@@ -27,7 +27,9 @@ impl Table<'_> {
             return;
         }
         let is_bound = !matches!(self.entries.get(address), None | Some(Entry::Claiming));
-        let is_expected = is_bound || self.unbinding.get(address) == Some(&true);
+        let unbinding = self.unbinding.get(address);
+        let is_expected =
+            is_bound || unbinding.is_some_and(|unbinding| !unbinding.gives_copies(Instant::now()));
         if self.cluster.is_shared(address) || !is_expected {
             order.facts.steps.may_be_elsewhere.store(true, Ordering::Relaxed);
         }
