@@ -271,9 +271,9 @@ impl Cluster {
         self.bridges().names()
     }
 
-    /// Whether no other bridge is there, as far as is known.
+    /// Whether no other bridge is known. One that is missing may be back already.
     pub(crate) fn is_alone(&self) -> bool {
-        self.bridges().present().is_empty()
+        self.others().is_empty()
     }
 
     /// Whether a bridge is connected to the broker, as far as is known.

@@ -44,7 +44,8 @@ impl Cluster {
         limit: Duration,
     ) -> bool {
         let count = lists.iter().map(|(list, _)| list.len()).sum();
-        let others = self.bridges().present();
+        // Those too that are missing: one that was restarted has been back for up to a second before that is seen.
+        let others = self.others();
         for (turn, other) in (0u32..).zip(&others) {
             for (list, within) in &lists {
                 for devices in in_parts(list) {
