@@ -278,7 +278,7 @@ impl Cluster {
 
     /// Whether a bridge is connected to the broker, as far as is known.
     pub(crate) fn is_present(&self, bridge: &str) -> bool {
-        self.bridges().present().iter().any(|present| **present == *bridge)
+        self.bridges().is_present(bridge)
     }
 
     /// A bridge is connected to the broker.

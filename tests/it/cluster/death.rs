@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::{setup, until_online};
-use crate::harness::{Bridge, Scene, command, eventually, persistent, reply_to};
+use crate::harness::{Bridge, Inbox, Scene, command, eventually, persistent, reply_to};
 
 /// The inbox of a bridge.
 fn inbox(scene: &Scene, name: &str) -> String {
@@ -14,6 +14,16 @@ fn inbox(scene: &Scene, name: &str) -> String {
 fn kill(bridge: Bridge) {
     bridge.program.signal("KILL");
     let _ = bridge.program.finish();
+}
+
+/// Publishes to whoever has the device at 127.0.0.2: 0, 1, 2 and so on, with the ids m-0, m-1, m-2.
+#[track_caller]
+fn publish_numbers(scene: &Scene, receipts: &Inbox, count: usize) {
+    let messages = (0..count).map(|number| {
+        let body = command("127.0.0.2", &number.to_string()).to_string().into_bytes();
+        (body, reply_to(receipts).with_message_id(format!("m-{number}").into()))
+    });
+    scene.amqp.publish_all(&scene.routes(), "127.0.0.2", messages);
 }
 
 /// Waits until nothing of a bridge is left at the broker.
@@ -67,11 +77,7 @@ fn commands_in_the_inbox_of_a_bridge_that_is_killed_reach_the_device_at_another(
     until_online(&presence, "127.0.0.2", "a");
     let receipts = scene.receipts();
     first.program.signal("STOP");
-    let messages = (0..COMMANDS).map(|number| {
-        let body = command("127.0.0.2", &number.to_string()).to_string().into_bytes();
-        (body, reply_to(&receipts).with_message_id(format!("m-{number}").into()))
-    });
-    scene.amqp.publish_all(&scene.routes(), "127.0.0.2", messages);
+    publish_numbers(&scene, &receipts, COMMANDS);
     let mut device = second.device("127.0.0.2");
 
     kill(first);
@@ -135,10 +141,7 @@ fn a_bridge_that_is_told_to_end_leaves_nothing_behind() {
     let _device = first.device("127.0.0.2");
     until_online(&presence, "127.0.0.2", "a");
     let receipts = scene.receipts();
-    let messages = (0..COMMANDS).map(|number| {
-        (command("127.0.0.2", &number.to_string()).to_string().into_bytes(), reply_to(&receipts))
-    });
-    scene.amqp.publish_all(&scene.routes(), "127.0.0.2", messages);
+    publish_numbers(&scene, &receipts, COMMANDS);
 
     let finished = first.terminate();
 
@@ -167,11 +170,7 @@ fn a_bridge_without_time_leaves_what_waits_in_its_queue_to_another() {
     until_online(&presence, "127.0.0.2", "a");
     let receipts = scene.receipts();
     first.program.signal("STOP");
-    let messages = (0..COMMANDS).map(|number| {
-        let body = command("127.0.0.2", &number.to_string()).to_string().into_bytes();
-        (body, reply_to(&receipts).with_message_id(format!("m-{number}").into()))
-    });
-    scene.amqp.publish_all(&scene.routes(), "127.0.0.2", messages);
+    publish_numbers(&scene, &receipts, COMMANDS);
 
     first.program.signal("TERM");
     first.program.signal("CONT");
