@@ -10,6 +10,7 @@ pub(crate) mod control;
 mod heirs;
 mod moving;
 mod recent;
+mod urgent;
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,6 +27,8 @@ use self::heirs::Heirs;
 use self::moving::Moving;
 pub(crate) use self::moving::{Ended, Overdue};
 use self::recent::Recent;
+pub(crate) use self::urgent::Urgent;
+use self::urgent::UrgentQueue;
 use crate::command::{Address, Reason};
 use crate::metrics::Metrics;
 use crate::order::Order;
@@ -84,6 +87,8 @@ pub(crate) struct Cluster {
     work: Notify,
     /// Each held for a few map operations, never across an await, and nothing is locked while it is.
     board: Mutex<Board>,
+    /// What is to be said to other bridges past all that.
+    pub(crate) urgent: UrgentQueue,
     bridges: Mutex<Bridges>,
     /// Devices whose bridge has ended.
     moving: Mutex<Moving>,
@@ -113,7 +118,20 @@ impl Cluster {
         let (board, bridges) = (Mutex::default(), Mutex::default());
         let (moving, heirs) = (Mutex::default(), Mutex::default());
         let (held, leaving) = (Notify::new(), AtomicBool::new(false));
-        Self { bridge, metrics, routing, work, board, bridges, moving, heirs, held, leaving }
+        let urgent = UrgentQueue::default();
+        Self {
+            bridge,
+            metrics,
+            routing,
+            work,
+            board,
+            urgent,
+            bridges,
+            moving,
+            heirs,
+            held,
+            leaving,
+        }
     }
 
     /// A device has come or gone, or what was to be said of it is said. While there is no connection nothing

@@ -1,4 +1,4 @@
-//! What other bridges say to this one, in the order in which it comes to the inbox.
+//! What other bridges say to this one, most of it in the order in which it comes to the inbox.
 //!
 //! A claim is behind all commands that came by the binding it is to end: these have been offered to the
 //! device before its connection here is closed.
@@ -8,15 +8,14 @@ use std::time::Duration;
 
 use tracing::{info, warn};
 
-use super::message::Message;
 use crate::cluster::control::Control;
 use crate::cluster::{Cluster, Work};
 use crate::command::Address;
 use crate::device::{Devices, Yielded};
 
 /// Takes up what a bridge has said.
-pub(super) fn hear(devices: &Devices, cluster: &Cluster, message: &Message) {
-    let control = match Control::read(message.body()) {
+pub(super) fn hear(devices: &Devices, cluster: &Cluster, body: &[u8]) {
+    let control = match Control::read(body) {
         Ok(control) => control,
         Err(error) => {
             warn!(%error, "a message that says it is from another bridge cannot be read; it is dropped.");
@@ -36,20 +35,22 @@ pub(super) fn hear(devices: &Devices, cluster: &Cluster, message: &Message) {
         cluster.push(Work::ClaimAgain);
         return;
     }
-    if let Control::Moving { bridge, devices: ended, within_ms, turn } = &control {
+    if let Control::Leaving { bridge } = &control {
         // Nothing goes to it directly from now on: it leaves its inbox, and nobody reads that any more.
         cluster.none_moved_to(bridge);
         cluster.is_no_heir(bridge);
+        return;
+    }
+    if let Control::Moving { bridge, part, devices: ended, within_ms, turn } = control {
         // Those that come here are later.
         let latest = ended.iter().map(|ended| ended.epoch).max();
         devices.registry.heard(latest.unwrap_or_default());
-        let count = cluster.hold(ended, Duration::from_millis(*within_ms), *turn);
-        let own = cluster.bridge.to_string();
-        cluster.push(Work::Say(bridge.as_str().into(), Control::Held { bridge: own, count }));
+        let count = cluster.hold(&ended, Duration::from_millis(within_ms), turn);
+        cluster.tell_held(&bridge, part, count);
         return;
     }
-    if let Control::Held { bridge, count } = &control {
-        cluster.held_by(bridge, *count);
+    if let Control::Held { bridge, part, count } = &control {
+        cluster.held_by(bridge, *part, *count);
         return;
     }
     let (Control::Claim { address: named, .. }

@@ -58,7 +58,7 @@ impl Intake {
             if message.is_control() {
                 // One that died in another bridge's inbox was not meant for this one, and is said again.
                 if from.is_inbox() {
-                    inbox::hear(self.devices(), cluster, &message);
+                    inbox::hear(self.devices(), cluster, message.body());
                 }
                 return Taken::Settled(Some(settlement));
             }

@@ -10,6 +10,7 @@ mod inbox;
 mod leaving;
 mod table;
 mod takeover;
+mod urgent;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -24,6 +25,7 @@ use tracing::info;
 use self::inbox::Inbox;
 pub(crate) use self::leaving::Leaving;
 use self::table::Table;
+use self::urgent::Line;
 use super::connection::{self as link, Link};
 use super::intake::{Intake, Queue};
 use super::nodes::Nodes;
@@ -86,6 +88,7 @@ impl Routes {
     async fn route(&self, link: &Link, leaving: &Leaving) -> Result<bool, BrokerError> {
         let (settings, bridge) = (&self.intake.settings, &*self.cluster.bridge);
         topology::prepare_routes(link, settings, bridge).await?;
+        let line = Line::open(self, link).await?;
         topology::prepare_inbox(link, settings, bridge, &self.inbox_is_unborn).await?;
         let courier =
             Courier::open(&settings.mq, link.host(), &link::name(bridge, "routes publisher"))
@@ -141,6 +144,7 @@ impl Routes {
         let took_all = tokio::select! {
             worked = work => worked?,
             error = followed::hear(events, &settings.mq.route_exchange, self.intake.devices(), &self.cluster) => return Err(error),
+            error = line.run() => return Err(error),
         };
         self.cluster.set_routing(false);
         // The shards of a gate that was shut in a hurry are deleted by whoever finds that this bridge is gone.

@@ -36,11 +36,13 @@ pub(crate) enum Control {
     Left { bridge: String },
     /// To one that was not known: this one is there, too, and has given out epochs up to this.
     Here { bridge: String, epoch: u64 },
+    /// The bridge ends, and reads its inbox no longer when it has read this far.
+    Leaving { bridge: String },
     /// The bridge ends: whoever hears this holds its devices, and tells that those are offline of which nothing
-    /// else is told for so long, after so many other bridges have had their turn.
-    Moving { bridge: String, devices: Vec<Ended>, within_ms: u64, turn: u32 },
-    /// To one that ends: the bridge holds so many of those devices.
-    Held { bridge: String, count: usize },
+    /// else is told for so long, after so many other bridges have had their turn. Said at once, past the inbox, in parts.
+    Moving { bridge: String, part: u32, devices: Vec<Ended>, within_ms: u64, turn: u32 },
+    /// To one that ends: the bridge holds so many of the devices of this part. Said at once.
+    Held { bridge: String, part: u32, count: usize },
     /// Whether the bridge is there: if it is not, this comes back.
     Alive,
     /// To the queue of what is parked for a device: if there is none, this comes back.
@@ -86,13 +88,15 @@ mod tests {
             Control::Emptied { address: address.clone(), to: None, epoch: 7 },
             Control::Left { bridge: "b2".to_owned() },
             Control::Here { bridge: "b2".to_owned(), epoch: 9 },
+            Control::Leaving { bridge: "b2".to_owned() },
             Control::Moving {
                 bridge: "b2".to_owned(),
+                part: 3,
                 devices: vec![ended],
                 within_ms: 30_000,
                 turn: 1,
             },
-            Control::Held { bridge: "b2".to_owned(), count: 1 },
+            Control::Held { bridge: "b2".to_owned(), part: 3, count: 1 },
             Control::Alive,
             Control::Knock,
             Control::Parked { address },

@@ -5,16 +5,19 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout_at};
 
 use super::control::Control;
 use super::moving::{Ended, Moving, Overdue};
-use super::{Cluster, Work};
+use super::{Cluster, Urgent, Work};
 use crate::command::Address;
 use crate::order::Order;
 
 /// Devices in one message: some 40 KiB.
 const DEVICES_A_MESSAGE: usize = 500;
+
+/// For how long a bridge that ends may be told that its devices are held: longer than it waits for that.
+const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 
 /// Of several bridges that hold a device the first tells that it is offline, the next so much later if nobody has:
 /// longer than an event takes from one to the other.
@@ -29,8 +32,8 @@ const ONCE_MORE: Duration = Duration::from_secs(1);
 /// Who holds the devices of this bridge, which ends.
 #[derive(Debug, Default)]
 pub(super) struct Heirs {
-    /// How many devices each has said it holds.
-    said: HashMap<Arc<str>, usize>,
+    /// How many devices of each part each has said it holds.
+    said: HashMap<Arc<str>, HashMap<u32, usize>>,
     /// One that holds all: what comes for them goes there.
     heir: Option<Arc<str>>,
 }
@@ -45,19 +48,23 @@ impl Cluster {
     ) -> bool {
         let count = lists.iter().map(|(list, _)| list.len()).sum();
         // Those too that are missing: one that was restarted has been back for up to a second before that is seen.
-        let others = self.others();
+        let (others, until) = (self.others(), Instant::now() + limit);
         for (turn, other) in (0u32..).zip(&others) {
-            for (list, within) in &lists {
-                for devices in in_parts(list) {
-                    let control = Control::Moving {
-                        bridge: self.bridge.to_string(),
-                        devices: devices.to_vec(),
-                        within_ms: u64::try_from(within.as_millis()).unwrap_or(u64::MAX),
-                        turn,
-                    };
-                    self.push(Work::Say(Arc::clone(other), control));
-                }
+            let parts = lists.iter().flat_map(|(list, within)| {
+                list.chunks(DEVICES_A_MESSAGE).map(move |devices| (devices, within))
+            });
+            for (part, (devices, within)) in (0u32..).zip(parts) {
+                let control = Control::Moving {
+                    bridge: self.bridge.to_string(),
+                    part,
+                    devices: devices.to_vec(),
+                    within_ms: u64::try_from(within.as_millis()).unwrap_or(u64::MAX),
+                    turn,
+                };
+                self.urgent.push(Urgent { to: Arc::clone(other), control, until });
             }
+            let leaving = Control::Leaving { bridge: self.bridge.to_string() };
+            self.push(Work::Say(Arc::clone(other), leaving));
         }
         let held = async {
             loop {
@@ -69,12 +76,18 @@ impl Cluster {
                 said.await;
             }
         };
-        count > 0 && !others.is_empty() && timeout(limit, held).await.is_ok()
+        count > 0 && !others.is_empty() && timeout_at(until, held).await.is_ok()
     }
 
-    /// Another bridge says that it holds so many more of the devices of this one.
-    pub(crate) fn held_by(&self, bridge: &str, count: usize) {
-        *self.heirs().said.entry(bridge.into()).or_default() += count;
+    /// Tells a bridge that ends how many devices of a part of its own this one holds.
+    pub(crate) fn tell_held(&self, to: &str, part: u32, count: usize) {
+        let control = Control::Held { bridge: self.bridge.to_string(), part, count };
+        self.urgent.push(Urgent { to: to.into(), control, until: Instant::now() + ANSWER_WITHIN });
+    }
+
+    /// Another bridge says that it holds so many devices of a part of those of this one.
+    pub(crate) fn held_by(&self, bridge: &str, part: u32, count: usize) {
+        self.heirs().said.entry(bridge.into()).or_default().insert(part, count);
         self.held.notify_waiters();
     }
 
@@ -160,16 +173,10 @@ impl Cluster {
     }
 }
 
-/// At least one: others are to hear that this bridge ends, whatever it had.
-fn in_parts(devices: &[Ended]) -> impl Iterator<Item = &[Ended]> {
-    let none = devices.is_empty().then_some(devices);
-    none.into_iter().chain(devices.chunks(DEVICES_A_MESSAGE))
-}
-
 impl Heirs {
     /// Chooses one that holds so many; true if there is one.
     fn choose(&mut self, count: usize) -> bool {
-        let one = self.said.iter().find(|(_, said)| **said >= count);
+        let one = self.said.iter().find(|(_, parts)| parts.values().sum::<usize>() >= count);
         self.heir = one.map(|(bridge, _)| Arc::clone(bridge));
         self.heir.is_some()
     }

@@ -74,6 +74,10 @@ pub(in super::super) const INBOX_TTL: Duration = Duration::from_secs(60);
 /// another; far longer than any bridge takes to come back that will.
 const INBOX_EXPIRES: Duration = Duration::from_secs(3600);
 
+/// What is said to a bridge at once, and whether it is there, is kept this long: it begins to read as soon as it has the
+/// queue, and whoever acts for one that is gone does not.
+const ALIVE_TTL_MS: i32 = 2_000;
+
 async fn be_alive(link: &Link, name: &str) -> Result<(), BrokerError> {
     declare_alive(link, name).await.map_err(|error| {
         let advice = "another bridge has the same name (give each a BRIDGE_NAME of its own), or is taking over from this one";
@@ -83,9 +87,8 @@ async fn be_alive(link: &Link, name: &str) -> Result<(), BrokerError> {
 
 async fn declare_alive(link: &Link, name: &str) -> lapin::Result<()> {
     let channel = link.open_channel().await?;
-    // Whoever asks whether the bridge is there publishes to it; nothing is kept.
     let mut arguments = FieldTable::default();
-    arguments.insert("x-message-ttl".into(), AMQPValue::LongInt(0));
+    arguments.insert("x-message-ttl".into(), AMQPValue::LongInt(ALIVE_TTL_MS));
     let options = QueueDeclareOptions::exclusive();
     channel.queue_declare(name.into(), options, arguments).await.map(|_| ())
 }

@@ -167,6 +167,7 @@ impl Table<'_> {
             | Control::Here { .. }
             | Control::Alive
             | Control::Knock
+            | Control::Leaving { .. }
             | Control::Moving { .. }
             | Control::Held { .. } => Ok(()),
             Control::Parked { .. } => {
