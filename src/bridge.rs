@@ -145,7 +145,7 @@ impl Bridge {
         self.has_taken(end - grace / REPORT_SHARE - spread).await;
         if !spread.is_zero() {
             // Others pass commands on to those that are connected still.
-            let closing = leaving::close(&self.devices, spread, is_held);
+            let closing = leaving::close(&self.devices, spread, is_held, &self.leaving.shards);
             timeout_at(end - grace / REPORT_SHARE, closing).await.ok();
         }
         // What is on its way to devices may arrive; else it would be reported as uncertain.

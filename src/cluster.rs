@@ -10,6 +10,7 @@ pub(crate) mod control;
 mod heirs;
 mod moving;
 mod recent;
+pub(crate) mod shards;
 mod urgent;
 
 use std::collections::{HashSet, VecDeque};
@@ -55,6 +56,8 @@ pub(crate) enum Work {
     Unbind(Address),
     /// A device has connected for which something may be parked.
     Seek(Address),
+    /// All that came for an earlier process is read.
+    Begun,
     /// Tell a bridge that was not known that this one is there.
     Greet(Arc<str>),
     /// Claim again what may have been claimed from a bridge that is gone.
@@ -71,7 +74,7 @@ impl Work {
             | Self::Parked(address)
             | Self::Unbind(address)
             | Self::Seek(address) => Some(address),
-            Self::Say(..) | Self::Greet(_) | Self::ClaimAgain => None,
+            Self::Say(..) | Self::Greet(_) | Self::ClaimAgain | Self::Begun => None,
         }
     }
 }
@@ -95,7 +98,7 @@ pub(crate) struct Cluster {
     heirs: Mutex<Heirs>,
     /// Tells who waits for it that another bridge holds devices of this one.
     held: Notify,
-    /// Whether this bridge ends, and so holds no devices of others.
+    /// Whether this bridge ends, and so holds no devices of others, and binds none of its own.
     leaving: AtomicBool,
 }
 

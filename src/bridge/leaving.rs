@@ -4,6 +4,7 @@
 //! connects at once for the others; so their ends are spread.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
@@ -11,6 +12,7 @@ use tracing::{info, warn};
 
 use crate::chance;
 use crate::cluster::Ended;
+use crate::cluster::shards::shard_of;
 use crate::device::{Devices, Session};
 
 /// How long another bridge may take to say that it holds the devices of this one. It takes milliseconds, or some
@@ -19,6 +21,8 @@ const HELD_WITHIN: Duration = Duration::from_secs(2);
 /// How long a connection whose time has come is kept for what is written and not acknowledged. A device that reads
 /// acknowledges within milliseconds.
 const CLEAN_WITHIN: Duration = Duration::from_secs(1);
+/// How many shards are cut off before their time: when the first of its connections ends, a shard is. There are 16.
+const AHEAD: u32 = 1;
 /// How often such a connection is looked at again.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
@@ -59,10 +63,17 @@ pub(super) async fn hand_over(devices: &Devices, moving: Duration, spread: Durat
     is_held && !moving.is_zero()
 }
 
-/// Ends the connections of all devices, spread over `spread`; what is written to one may be acknowledged first.
-/// Nothing is told of their ends if they are `held`.
-pub(super) async fn close(devices: &Arc<Devices>, spread: Duration, held: bool) {
-    let sessions = devices.registry.all();
+/// Ends the connections of all devices, spread over `spread`, shard by shard; what is written to one may be acknowledged
+/// first. Nothing is told of their ends if they are `held`; then `shards` says how many of the shards are to be cut off.
+/// What comes for their devices waits where these are held.
+pub(super) async fn close(
+    devices: &Arc<Devices>,
+    spread: Duration,
+    held: bool,
+    shards: &AtomicU32,
+) {
+    let mut sessions = devices.registry.all();
+    sessions.sort_by_cached_key(|session| shard_of(session.address()));
     let begin = Instant::now();
     let times = schedule(sessions.len(), spread, chance::draw());
     let mut late = Vec::new();
@@ -73,6 +84,9 @@ pub(super) async fn close(devices: &Arc<Devices>, spread: Duration, held: bool) 
             look(devices, &mut late, held);
         }
         sleep_until(at).await;
+        if held {
+            shards.store(shard_of(session.address()) + 1 + AHEAD, Ordering::Relaxed);
+        }
         late.push((at + CLEAN_WITHIN, session));
         look(devices, &mut late, held);
     }

@@ -35,6 +35,13 @@ pub(super) fn hear(devices: &Devices, cluster: &Cluster, body: &[u8]) {
         cluster.push(Work::ClaimAgain);
         return;
     }
+    if let Control::Begun { bridge } = &control {
+        // Whoever takes over reads what others say to themselves, too.
+        if **bridge == *cluster.bridge {
+            cluster.push(Work::Begun);
+        }
+        return;
+    }
     if let Control::Leaving { bridge } = &control {
         // Nothing goes to it directly from now on: it leaves its inbox, and nobody reads that any more.
         cluster.none_moved_to(bridge);

@@ -12,8 +12,8 @@ mod table;
 mod takeover;
 mod urgent;
 
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::stream::FuturesUnordered;
@@ -31,6 +31,7 @@ use super::intake::{Intake, Queue};
 use super::nodes::Nodes;
 use super::retry::Retry;
 use super::stream::Courier;
+use super::topology::Gate;
 use super::{BrokerError, client, topology};
 use crate::cluster::Cluster;
 
@@ -46,12 +47,17 @@ pub(crate) struct Routes {
     cluster: Arc<Cluster>,
     /// Whether the inbox was missing, and its declaration has not been answered yet.
     inbox_is_unborn: AtomicBool,
+    /// The gate of this process.
+    gate: Mutex<Option<Gate>>,
+    /// Whether something may be in the inbox that came by the bindings of an earlier process, which lead nowhere now.
+    hears_old: AtomicBool,
 }
 
 impl Routes {
     pub(crate) fn new(intake: &Arc<Intake>, nodes: &Arc<Nodes>, cluster: Arc<Cluster>) -> Self {
         let (intake, nodes) = (Arc::clone(intake), Arc::clone(nodes));
-        Self { intake, nodes, cluster, inbox_is_unborn: AtomicBool::new(false) }
+        let (inbox_is_unborn, hears_old) = (AtomicBool::new(false), AtomicBool::new(true));
+        Self { intake, nodes, cluster, inbox_is_unborn, gate: Mutex::default(), hears_old }
     }
 
     /// Routes until it is time for `leaving`; then hands on what is in the inbox, and leaves
@@ -85,6 +91,18 @@ impl Routes {
         link.end(result).await
     }
 
+    async fn open_gate(&self, link: &Link) -> Result<Gate, BrokerError> {
+        let of_process = || self.gate.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = of_process().clone();
+        let (settings, bridge) = (&self.intake.settings, &*self.cluster.bridge);
+        let (gate, goes_on) = topology::open_gate(link, settings, bridge, last.as_ref()).await?;
+        if goes_on {
+            self.hears_old.store(false, Ordering::Relaxed);
+        }
+        *of_process() = Some(gate.clone());
+        Ok(gate)
+    }
+
     async fn route(&self, link: &Link, leaving: &Leaving) -> Result<bool, BrokerError> {
         let (settings, bridge) = (&self.intake.settings, &*self.cluster.bridge);
         topology::prepare_routes(link, settings, bridge).await?;
@@ -99,8 +117,9 @@ impl Routes {
         let stream = inbox.open().await?;
         let events = client::follow(link, settings, &followed::KEYS).await?;
         self.intake.devices().parking.all_left_to_others();
-        let gate = topology::open_gate(link, settings, bridge).await?;
-        let mut table = Table::new(&self.intake, &self.cluster, &gate, courier);
+        let gate = self.open_gate(link).await?;
+        let mut table = Table::new(&self.intake, &self.cluster, &gate, courier, &self.hears_old);
+        table.begin()?;
         self.cluster.was_away();
         self.cluster.set_routing(true);
         for session in self.intake.devices().registry.all() {
@@ -147,8 +166,8 @@ impl Routes {
             error = line.run() => return Err(error),
         };
         self.cluster.set_routing(false);
-        // The shards of a gate that was shut in a hurry are deleted by whoever finds that this bridge is gone.
-        if table.is_open() {
+        // Shards with bindings are deleted by whoever finds that this bridge is gone: that takes long.
+        if table.unbinds_each() {
             gate.delete_shards(link).await?;
         }
         table.close().await?;

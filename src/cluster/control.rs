@@ -29,6 +29,8 @@ pub(crate) enum Control {
     Later { address: String, epoch: u64 },
     /// The device was here and is not: claim it again.
     Gone { address: String },
+    /// To itself, behind all that came for an earlier process.
+    Begun { bridge: String },
     /// To itself, behind all that came for the device before its binding ended; the bridge `to` may have it now.
     Emptied { address: String, to: Option<String>, epoch: u64 },
     /// What came for this bridge is taken on by another, and its bindings lead nowhere: what was claimed from
@@ -86,6 +88,7 @@ mod tests {
             Control::Gone { address: address.clone() },
             Control::Emptied { address: address.clone(), to: Some(bridge), epoch: 7 },
             Control::Emptied { address: address.clone(), to: None, epoch: 7 },
+            Control::Begun { bridge: "b2".to_owned() },
             Control::Left { bridge: "b2".to_owned() },
             Control::Here { bridge: "b2".to_owned(), epoch: 9 },
             Control::Leaving { bridge: "b2".to_owned() },

@@ -103,7 +103,7 @@ impl Cluster {
 
     /// Holds devices of a bridge that ends; how many. So many bridges tell of them before this one.
     pub(crate) fn hold(&self, devices: &[Ended], within: Duration, turn: u32) -> usize {
-        if self.leaving.load(Ordering::Relaxed) {
+        if self.is_leaving() {
             return 0;
         }
         let turn = TELL_LATER.saturating_mul(turn.min(TURNS_MAX));
@@ -162,6 +162,11 @@ impl Cluster {
         self.leaving.store(true, Ordering::Relaxed);
         self.metrics.moving(0);
         self.moving().give_up(Instant::now())
+    }
+
+    /// Whether this bridge ends: devices are not bound any more, which would be for a moment.
+    pub(crate) fn is_leaving(&self) -> bool {
+        self.leaving.load(Ordering::Relaxed)
     }
 
     fn heirs(&self) -> std::sync::MutexGuard<'_, Heirs> {

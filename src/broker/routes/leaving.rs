@@ -1,5 +1,8 @@
 //! `Leaving`: a bridge that ends hands on what came for its devices, or leaves it to the others.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
 use tokio_util::sync::CancellationToken;
 
 use super::super::connection::Link;
@@ -13,6 +16,8 @@ use super::table::Table;
 pub(crate) struct Leaving {
     /// No device is connected any more: what comes for one is handed on.
     pub(crate) begin: CancellationToken,
+    /// So many of the shards are to be cut off: their devices are about to be let go, and the others hold them.
+    pub(crate) shards: Arc<AtomicU32>,
     /// What is in the inbox by now stays there: whoever finds that this bridge is gone takes it from there. What is in
     /// hand is handed on still.
     pub(crate) hurry: CancellationToken,
@@ -28,6 +33,7 @@ impl Leaving {
         table: &mut Table<'_>,
         enough: &CancellationToken,
     ) -> Result<(), BrokerError> {
+        table.cut_off(self.shards.load(Ordering::Relaxed))?;
         if !self.begin.is_cancelled() || enough.is_cancelled() {
             return Ok(());
         }

@@ -3,6 +3,7 @@
 //! A device is claimed, bound, and unbound when its connection has ended and everybody was told: only then
 //! can another bridge find that nobody has it. What comes for it meanwhile waits behind the unbinding.
 
+mod answered;
 mod claims;
 mod ending;
 mod moving;
@@ -11,7 +12,7 @@ mod sought;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use lapin::BasicProperties;
@@ -23,7 +24,7 @@ use super::super::BrokerError;
 use super::super::intake::Intake;
 use super::super::message::PERSISTENT;
 use super::super::publication::Publication;
-use super::super::stream::{Courier, Said};
+use super::super::stream::Courier;
 use super::super::topology::Gate;
 use crate::clock::Moment;
 use crate::cluster::control::{self, Control};
@@ -66,6 +67,8 @@ enum Asked {
     /// To bind a device, since then.
     Bind(Address, Instant),
     Unbind(Address),
+    /// To cut off the next shard.
+    Cut,
 }
 
 /// What a publication was.
@@ -100,16 +103,24 @@ pub(super) struct Table<'a> {
     asked_for: VecDeque<Asked>,
     /// How many of those are unbindings.
     unbindings: usize,
+    /// Claims that are not answered by the broker.
+    claimed: usize,
     /// Claims, and when to make them again.
     claims: VecDeque<(Instant, Address)>,
+    /// Devices that are to be claimed again as soon as there is room.
+    again: VecDeque<Address>,
     /// Devices that were neither bound nor leaving when this was looked at last.
     pending: usize,
     /// Devices that are unbound when nothing that was parked for them is in hand any more, and there is room.
     later: Vec<Address>,
     /// Devices that are unbound, and of which commands may still come that came before.
     unbinding: HashMap<Address, Unbinding>,
-    /// Whether nothing comes by any binding any more, though devices are bound.
-    is_shut: bool,
+    /// How many of the shards are cut off, so that nothing comes by the bindings of their devices any more; and how many
+    /// are, or are to be as soon as the broker has answered.
+    cut: u32,
+    cutting: u32,
+    /// Whether what comes may have come by a binding of an earlier process, which leads nowhere now.
+    hears_old: &'a AtomicBool,
     /// When the other bridges were asked last whether they are there.
     asked: Instant,
     /// Whether devices may be held here that have not come back in time.
@@ -156,6 +167,7 @@ impl<'a> Table<'a> {
         cluster: &'a Cluster,
         gate: &'a Gate,
         courier: Courier,
+        hears_old: &'a AtomicBool,
     ) -> Self {
         Self {
             intake,
@@ -166,22 +178,37 @@ impl<'a> Table<'a> {
             entries: HashMap::new(),
             sent: HashMap::new(),
             asked_for: VecDeque::new(),
+            claimed: 0,
             claims: VecDeque::new(),
+            again: VecDeque::new(),
             pending: 0,
             unbindings: 0,
             later: Vec::new(),
-            is_shut: false,
+            cut: 0,
+            cutting: 0,
             unbinding: HashMap::new(),
+            hears_old,
             asked: Instant::now(),
             more_overdue: false,
         }
     }
 
+    /// Says to this bridge itself, behind all that came for an earlier process, that this one has begun.
+    pub(super) fn begin(&mut self) -> Result<(), BrokerError> {
+        if !self.hears_old.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let own = Arc::clone(&self.cluster.bridge);
+        self.say(&own, &Control::Begun { bridge: own.to_string() })
+    }
+
     /// Does what is to be done, as far as the connection takes it.
     pub(super) fn work(&mut self) -> Result<(), BrokerError> {
+        self.claim_again()?;
         while self.courier.has_room() {
             // In turn, so that commands do not wait for all of a storm of connects.
-            let (changed, work) = (self.cluster.next_changed(), self.cluster.next_work());
+            let changed = self.may_bind().then(|| self.cluster.next_changed()).flatten();
+            let work = self.cluster.next_work();
             if changed.is_none() && work.is_none() {
                 break;
             }
@@ -208,13 +235,7 @@ impl<'a> Table<'a> {
             self.try_to_end(address)?;
         }
         let now = Instant::now();
-        while self.claims.front().is_some_and(|(at, _)| *at <= now) {
-            let Some((_, address)) = self.claims.pop_front() else { break };
-            if matches!(self.entries.get(&address), Some(Entry::Claiming)) {
-                self.devices().registry.release(self.devices(), &address);
-                self.claim(address)?;
-            }
-        }
+        self.look_at_claims(now);
         if self.more_overdue && self.courier.has_room() {
             self.more_overdue = self.look_at_moving(now)?;
         }
@@ -241,65 +262,6 @@ impl<'a> Table<'a> {
         self.courier.close().await
     }
 
-    /// Takes up what the broker says.
-    pub(super) fn said(&mut self, said: Said) -> Result<(), BrokerError> {
-        match said {
-            Said::Bound => match self.asked_for.pop_front() {
-                Some(Asked::Bind(address, since)) => {
-                    self.bound(address.clone())?;
-                    if since.elapsed() < BINDING_IS_LATE { Ok(()) } else { self.check(&address) }
-                }
-                Some(Asked::Unbind(address)) => {
-                    self.unbindings -= 1;
-                    if let Some(unbinding) = self.unbinding.get_mut(&address) {
-                        unbinding.is_answered(Instant::now());
-                    }
-                    Ok(())
-                }
-                None => Ok(()),
-            },
-            Said::Taken(number) => {
-                match self.sent.remove(&number) {
-                    Some(Sent::Command(order, _)) => self.passed_on(order),
-                    Some(Sent::Asked(bridge)) => self.cluster.is_there(&bridge),
-                    Some(Sent::Knock(address)) => self.devices().parking.found(&address),
-                    // It may have said so before this was parked.
-                    Some(Sent::Parked(address)) => {
-                        if !self.is_here(&address) {
-                            self.devices().parking.left_to_others(&address);
-                        }
-                    }
-                    // Who has it says that it is later; else its bridge has just ended, too.
-                    Some(Sent::Overdue(overdue)) => self.cluster.hold_on(overdue),
-                    Some(Sent::Claim(_) | Sent::Said) | None => {}
-                }
-                Ok(())
-            }
-            Said::Returned(number) => match self.sent.remove(&number) {
-                Some(Sent::Command(order, to)) => self.came_back(order, to),
-                Some(Sent::Claim(address)) => self.nobody_has(address),
-                Some(Sent::Overdue(overdue)) => {
-                    self.stayed_away(overdue);
-                    Ok(())
-                }
-                Some(Sent::Knock(address)) => {
-                    self.nothing_parked(&address);
-                    Ok(())
-                }
-                Some(Sent::Asked(bridge)) => {
-                    self.cluster.is_missing(&bridge);
-                    Ok(())
-                }
-                Some(Sent::Parked(_) | Sent::Said) | None => Ok(()),
-            },
-            Said::Refused(_) => Err(BrokerError::Topology {
-                object: format!("exchange `{}`", self.shared()),
-                said: "the broker could not take a message".to_owned(),
-                advice: "see what its log says of the queues behind it",
-            }),
-        }
-    }
-
     fn take_on(&mut self, work: Work) -> Result<(), BrokerError> {
         match work {
             Work::Command(order, to) => self.pass_on(order, to),
@@ -314,14 +276,18 @@ impl<'a> Table<'a> {
             Work::ClaimAgain => {
                 let claimed = |(_, entry): &(&Address, &Entry)| matches!(entry, Entry::Claiming);
                 let all = self.entries.iter().filter(claimed);
-                let all: Vec<Address> = all.map(|(address, _)| address.clone()).collect();
-                all.into_iter().try_for_each(|address| self.claim(address))
+                self.again.extend(all.map(|(address, _)| address.clone()));
+                Ok(())
             }
             Work::Parked(address) => {
                 let control = Control::Parked { address: address.to_string() };
                 let (exchange, key) = (self.shared().into(), address.to_string().into());
                 let message = control_message(exchange, key, &control, true);
                 self.publish(message, Sent::Parked(address))
+            }
+            Work::Begun => {
+                self.hears_old.store(false, Ordering::Relaxed);
+                Ok(())
             }
             Work::Seek(address) => self.knock(address),
             Work::Unbind(address) if self.entries.contains_key(&address) => Ok(()),
@@ -335,6 +301,7 @@ impl<'a> Table<'a> {
         let session = registry.find(&address);
         let is_here = session.as_ref().is_some_and(|session| !session.is_closed());
         match self.entries.get_mut(&address) {
+            None if is_here && self.cluster.is_leaving() => Ok(()),
             None if is_here => {
                 self.entries.insert(address.clone(), Entry::Claiming);
                 self.cluster.release(&address);

@@ -15,11 +15,10 @@ use tracing::debug;
 use super::super::BrokerError;
 use super::super::connection::Link;
 use super::{DURABLE, PRECONDITION_FAILED, bind, code, is_missing, refusal};
+use crate::cluster::shards::{SHARDS, shard_of};
 use crate::command::Address;
 use crate::settings::Settings;
 
-/// Exchanges to which a bridge's devices are bound. With 20,000 devices each is deleted in about a second.
-const SHARDS: u32 = 16;
 /// How often a bridge may die and come back before what the first one left is deleted.
 const GENERATIONS: u8 = 4;
 /// After each shard others have this many times as long to bind as it took to delete it.
@@ -43,17 +42,17 @@ impl Gate {
         (0..GENERATIONS).map(move |generation| Self { name: format!("{inbox}.gate.{generation}") })
     }
 
-    /// The exchange to which a device is bound. A bridge that comes back with the bindings of the one before it has
-    /// to find each where that one made it, so this is the same in every process and on every machine.
-    pub(in super::super) fn shard_of(&self, address: &Address) -> String {
-        let named = address.to_string();
-        let hash = named
-            .bytes()
-            .fold(0_u32, |hash, byte| hash.wrapping_mul(31).wrapping_add(u32::from(byte)));
-        self.shard(hash % SHARDS)
+    /// The exchange to which all shards lead.
+    pub(in super::super) fn name(&self) -> &str {
+        &self.name
     }
 
-    fn shard(&self, number: u32) -> String {
+    /// The exchange to which a device is bound.
+    pub(in super::super) fn shard_of(&self, address: &Address) -> String {
+        self.shard(shard_of(address))
+    }
+
+    pub(in super::super) fn shard(&self, number: u32) -> String {
         format!("{}.{number}", self.name)
     }
 
@@ -99,33 +98,44 @@ impl Gate {
     }
 }
 
-/// Opens a bridge's gate, with its inbox behind it. One that is open is used with all bindings that lead there: to make
-/// ten thousand of them anew takes a cluster of RabbitMQ half a minute.
+/// Opens a bridge's gate, with its inbox behind it.
+///
+/// That of an earlier connection of this process, `last`, is used with all bindings that lead there: to make ten thousand
+/// of them anew takes a cluster of RabbitMQ half a minute. One that a process left behind which died is shut: its devices
+/// have connected to other bridges meanwhile, and to end that many bindings one by one takes as long. Only if that has
+/// happened more often than there are generations it is used on; true then.
 pub(in super::super) async fn open_gate(
     link: &Link,
     settings: &Settings,
     bridge: &str,
-) -> Result<Gate, BrokerError> {
+    last: Option<&Gate>,
+) -> Result<(Gate, bool), BrokerError> {
     let inbox = settings.mq.inbox(bridge);
-    let mut free = None;
+    let (mut free, mut left) = (None, Vec::new());
     for gate in Gate::all(settings, bridge) {
         if gate.is_open(link).await? {
-            gate.declare(link, &inbox).await?;
-            return Ok(gate);
-        }
-        if free.is_none() && !gate.is_left(link).await? {
+            if last == Some(&gate) {
+                free = Some(gate);
+                break;
+            }
+            left.push(gate);
+        } else if free.is_none() && !gate.is_left(link).await? {
             free = Some(gate);
         }
     }
-    let Some(gate) = free else {
+    let goes_on = free.is_none();
+    let Some(gate) = free.or_else(|| left.pop()) else {
         return Err(BrokerError::Topology {
             object: format!("exchanges `{inbox}.gate.*`"),
             said: format!("this bridge has died {GENERATIONS} times, and they are not deleted yet"),
             advice: "wait until they are, or delete them",
         });
     };
+    for gate in left {
+        gate.shut(link).await?;
+    }
     gate.declare(link, &inbox).await?;
-    Ok(gate)
+    Ok((gate, goes_on))
 }
 
 /// Shuts the gate of a bridge that is dead; false if it was not open: whoever ends in good order closes it.
@@ -184,31 +194,5 @@ async fn delete(link: &Link, name: &str, unused: bool) -> Result<(), BrokerError
         Err(error) if unused && code(&error) == Some(PRECONDITION_FAILED) => Ok(()),
         Err(error) if is_missing(&error) => Ok(()),
         deleted => deleted.map_err(|error| refusal(format!("exchange `{name}`"), &error, ADVICE)),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::collections::HashSet;
-    use std::net::IpAddr;
-
-    use super::*;
-
-    fn gate() -> Gate {
-        Gate { name: "routes.a.gate.0".to_owned() }
-    }
-
-    #[test]
-    fn a_device_has_the_same_shard_wherever_it_is_asked_for() {
-        let address = |text: &str| Address::from(text.parse::<IpAddr>().expect("an address"));
-        assert_eq!(gate().shard_of(&address("10.1.2.3")), "routes.a.gate.0.11");
-        assert_eq!(gate().shard_of(&address("fe80::1")), "routes.a.gate.0.10");
-    }
-
-    #[test]
-    fn the_devices_of_one_network_are_spread_over_all_shards() {
-        let device = |last| Address::from(IpAddr::from([10, 0, 0, last]));
-        let shards: HashSet<_> = (0..=255).map(|last| gate().shard_of(&device(last))).collect();
-        assert_eq!(shards.len(), SHARDS as usize);
     }
 }

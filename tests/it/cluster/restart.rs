@@ -85,6 +85,41 @@ fn many_devices_are_let_go_at_once_and_what_is_left_of_their_bindings_is_deleted
 }
 
 #[test]
+fn many_devices_are_cut_off_part_by_part_and_what_comes_for_them_meanwhile_waits() {
+    const MANY: usize = 800;
+    let scene = Scene::new("cluster-cut-off");
+    let presence = scene.presence();
+    let first = setup(&scene, "a").set("CLUSTER_DRAIN_SPREAD", "2s").set("CLUSTER_MOVING", LONG);
+    let (first, second) = (first.start(), setup(&scene, "b").start());
+    until_acquainted(&[&first, &second]);
+    let before = Fleet::start(MANY, first.device_port);
+    for _ in 0..MANY {
+        assert_eq!(presence.next().json()["online"], true);
+    }
+
+    first.program.signal("TERM");
+    first.until_logged(&["other bridges hold the devices"]);
+    for device in 0..MANY {
+        scene.publish(&command(&address(device), "ON"));
+    }
+    assert_eq!(first.program.finish().code, Some(0), "nothing was cut short");
+    let shard = format!("{}.a.gate.0.15", scene.routes());
+    assert!(scene.amqp.exchange(&shard).is_ok(), "nobody has waited for the end of each binding");
+    let after = Fleet::start(MANY, second.device_port);
+    eventually("each has its command", || {
+        let came = before.distinct() + after.distinct();
+        if came >= MANY { Ok(()) } else { Err(format!("{came} of {MANY}")) }
+    });
+
+    for device in 0..MANY {
+        let lines = [before.lines(device), after.lines(device)].concat();
+        assert_eq!(lines, ["ON"], "{}", address(device));
+        assert_eq!(presence.next().json()["online"], true);
+    }
+    assert_eq!(outcomes(&[second], "offline"), 0.0);
+}
+
+#[test]
 fn devices_that_come_back_while_one_bridge_after_the_other_is_restarted_were_never_offline() {
     let scene = Scene::new("cluster-rolling");
     let presence = scene.presence();

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
@@ -34,6 +35,8 @@ const AWAY_MAX_MS: usize = 4_000;
 const CLOSING: Duration = Duration::from_secs(20);
 /// How often a thread looks whether something has changed for all.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// After which silence a device asks whether its connection is still there.
+const IDLE: Duration = Duration::from_secs(20);
 /// As long as a line of ours can be, many times over.
 const READ: usize = 1_024;
 
@@ -425,6 +428,10 @@ async fn dial(index: usize, port: u16) -> io::Result<TcpStream> {
     let socket = TcpSocket::new_v4()?;
     socket.set_reuseaddr(true)?;
     socket.set_nodelay(true)?;
+    // A bridge that gives a connection up says so once. Loopback drops packets when thirty thousand connections are probed
+    // in the same seconds, and then a device has to find out for itself, as any in the field has.
+    let keepalive = TcpKeepalive::new().with_time(IDLE).with_interval(IDLE / 4).with_retries(4);
+    SockRef::from(&socket).set_tcp_keepalive(&keepalive)?;
     socket.bind(SocketAddr::new(from, 0))?;
     socket.connect(SocketAddr::from(([127, 0, 0, 1], port))).await
 }

@@ -12,13 +12,50 @@ use super::{Asked, CLAIM_AGAIN, Entry, Sent, Table, control_message};
 use crate::cluster::control::Control;
 use crate::command::Address;
 
+/// Devices that are being claimed or bound, as far as the broker has not answered: enough for it to have always one more
+/// at hand. In a storm of connects a command waits behind these and no more, as does the end of the bridge.
+const BINDINGS_MAX: usize = 128;
+
 impl Table<'_> {
     /// Asks whether another bridge has a device.
     pub(super) fn claim(&mut self, address: Address) -> Result<(), BrokerError> {
         let Some(session) = self.devices().registry.find(&address) else { return Ok(()) };
         self.claims.push_back((Instant::now() + CLAIM_AGAIN, address.clone()));
         let claim = self.claim_for(&address, session.epoch());
+        self.claimed += 1;
         self.publish(claim, Sent::Claim(address))
+    }
+
+    /// Those that have not been answered in time are claimed once more, and what waits for them waits no longer.
+    pub(super) fn look_at_claims(&mut self, now: Instant) {
+        while self.claims.front().is_some_and(|(at, _)| *at <= now) {
+            let Some((_, address)) = self.claims.pop_front() else { break };
+            if matches!(self.entries.get(&address), Some(Entry::Claiming)) {
+                self.devices().registry.release(self.devices(), &address);
+                self.again.push_back(address);
+            }
+        }
+    }
+
+    /// Claims once more as many as there is room for.
+    pub(super) fn claim_again(&mut self) -> Result<(), BrokerError> {
+        if self.cluster.is_leaving() {
+            self.again.clear();
+        }
+        while self.may_bind()
+            && let Some(address) = self.again.pop_front()
+        {
+            if matches!(self.entries.get(&address), Some(Entry::Claiming)) {
+                self.claim(address)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether there is room for more devices to be claimed and bound.
+    pub(super) fn may_bind(&self) -> bool {
+        let bindings = self.asked_for.len() - self.unbindings;
+        self.claimed + bindings < BINDINGS_MAX
     }
 
     /// That this bridge claims a device, for a connection of this epoch.
@@ -38,6 +75,10 @@ impl Table<'_> {
     /// No bridge has a device that this one claims.
     pub(super) fn nobody_has(&mut self, address: Address) -> Result<(), BrokerError> {
         if !matches!(self.entries.get(&address), Some(Entry::Claiming)) {
+            return Ok(());
+        }
+        if self.cluster.is_leaving() {
+            self.entries.remove(&address);
             return Ok(());
         }
         self.entries.insert(address.clone(), Entry::Binding);
@@ -164,6 +205,7 @@ impl Table<'_> {
                 self.say(&to, &Control::Yielded { address, epoch })
             }
             Control::Left { .. }
+            | Control::Begun { .. }
             | Control::Here { .. }
             | Control::Alive
             | Control::Knock

@@ -1,6 +1,7 @@
 //! Devices that have left: each is unbound when everybody was told, and at the end all at once.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -9,6 +10,7 @@ use tracing::debug;
 use super::super::super::BrokerError;
 use super::{Asked, BINDING_IS_LATE, Entry, Table};
 use crate::cluster::control::Control;
+use crate::cluster::shards::{SHARDS, shard_of};
 use crate::command::Address;
 
 /// Unbindings that the broker has not answered: enough for it to have always one more at hand. At its end a bridge
@@ -41,17 +43,41 @@ impl Unbinding {
 impl Table<'_> {
     /// Whether so many devices are bound that a bridge which ends had better shut its gate than wait until each is unbound.
     pub(in super::super) fn has_many(&self) -> bool {
-        !self.is_shut && self.entries.len() > UNBINDINGS_MAX
+        self.is_open() && self.entries.len() > UNBINDINGS_MAX
     }
 
     /// The gate is shut: nothing comes by any binding of this bridge any more.
     pub(in super::super) fn shut(&mut self) {
-        self.is_shut = true;
+        (self.cut, self.cutting) = (SHARDS, SHARDS);
     }
 
-    /// Whether the gate is not shut: each device is unbound, then.
+    /// Whether the gate is not shut, nor all shards cut off.
     pub(in super::super) fn is_open(&self) -> bool {
-        !self.is_shut
+        self.cut < SHARDS
+    }
+
+    /// Whether each device is unbound that has left, and so nothing is bound in the end.
+    pub(in super::super) fn unbinds_each(&self) -> bool {
+        self.cutting == 0
+    }
+
+    /// Cuts off so many of the shards, if there are many devices: their unbindings, thousands in some seconds, would
+    /// take a busy broker a minute, and what is passed on meanwhile waits behind them.
+    pub(in super::super) fn cut_off(&mut self, shards: u32) -> Result<(), BrokerError> {
+        if self.unbinds_each() && !self.has_many() {
+            return Ok(());
+        }
+        while self.cutting < shards.min(SHARDS) {
+            self.courier.unbind(&self.gate.shard(self.cutting), self.gate.name(), "")?;
+            self.asked_for.push_back(Asked::Cut);
+            self.cutting += 1;
+        }
+        self.courier.flush()
+    }
+
+    /// Whether nothing comes by the binding of this device, should there be one.
+    fn is_cut_off(&self, address: &Address) -> bool {
+        shard_of(address) < self.cut
     }
 
     /// Unbinds a device whose connection has ended, if everybody was told and what was parked for it is
@@ -63,8 +89,9 @@ impl Table<'_> {
         if goes_on || !devices.registry.is_told(&address) {
             return Ok(());
         }
-        let has_room = self.is_shut || self.unbindings < UNBINDINGS_MAX;
-        if !has_room || devices.parking.is_fetching(&address) {
+        let is_soon = shard_of(&address) < self.cutting;
+        let has_room = !is_soon && self.unbindings < UNBINDINGS_MAX;
+        if !(self.is_cut_off(&address) || has_room) || devices.parking.is_fetching(&address) {
             self.later.push(address);
             return Ok(());
         }
@@ -86,27 +113,28 @@ impl Table<'_> {
     /// Unbinds a device. What is published behind this does not come here any more; `say_emptied` has to
     /// follow.
     fn unbind(&mut self, address: &Address, was_bound: bool) -> Result<(), BrokerError> {
-        if !self.is_shut {
+        let is_cut_off = self.is_cut_off(address);
+        if !is_cut_off {
             let (exchange, key) = (self.shared().to_owned(), address.to_string());
             self.courier.unbind(&exchange, &self.gate.shard_of(address), &key)?;
             self.asked_for.push_back(Asked::Unbind(address.clone()));
             self.unbindings += 1;
         }
-        let took = self.is_shut.then_some(Duration::ZERO);
+        let took = is_cut_off.then_some(Duration::ZERO);
         self.unbinding
             .insert(address.clone(), Unbinding { was_bound, since: Instant::now(), took });
         Ok(())
     }
 
     /// Says to this bridge itself, behind all that came by the binding of a device, that it is unbound; and to whom
-    /// it is told then, with the epoch the connection here had. If the gate is shut and nobody is to be told, that is no
+    /// it is told then, with the epoch the connection here had. If it is cut off and nobody is to be told, that is no
     /// matter: nothing comes by any binding, and the bridge ends.
     fn say_emptied(
         &mut self,
         address: &Address,
         to: Option<(Arc<str>, u64)>,
     ) -> Result<(), BrokerError> {
-        if self.is_shut && to.is_none() {
+        if self.is_cut_off(address) && to.is_none() {
             return Ok(());
         }
         let own = Arc::clone(&self.cluster.bridge);
@@ -115,9 +143,10 @@ impl Table<'_> {
     }
 
     /// Unbinds a device that is bound, though this bridge does not know of it. Nothing is done if it is being unbound:
-    /// an unbinding may take the broker long, and each that comes on top of it makes all others later.
+    /// an unbinding may take the broker long, and each that comes on top of it makes all others later. Nor if the binding may
+    /// be one that leads nowhere any more.
     pub(super) fn unbind_stale(&mut self, address: &Address) -> Result<(), BrokerError> {
-        if self.unbinding.contains_key(address) {
+        if self.unbinding.contains_key(address) || self.hears_old.load(Ordering::Relaxed) {
             return Ok(());
         }
         debug!(%address, "something came by a binding of a device that is not here; it is unbound");
