@@ -399,7 +399,7 @@ impl Device {
     async fn leave(&mut self, link: &mut Link) {
         let shared = Arc::clone(&self.shared);
         shared.away.fetch_add(1, Ordering::Relaxed);
-        let socket = socket2::SockRef::from(&link.stream);
+        let socket = SockRef::from(&link.stream);
         if socket.shutdown(std::net::Shutdown::Write).is_ok()
             && timeout(CLOSING, link.run(&shared)).await.is_err()
         {
