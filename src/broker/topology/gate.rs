@@ -19,8 +19,9 @@ use crate::cluster::shards::{SHARDS, shard_of};
 use crate::command::Address;
 use crate::settings::Settings;
 
-/// How often a bridge may die and come back before what the first one left is deleted.
-const GENERATIONS: u8 = 4;
+/// How often a bridge may end or die and come back before what the first one left is deleted, which takes a minute or
+/// two. One that does so more often takes up again what an earlier process left.
+const GENERATIONS: u8 = 8;
 /// After each shard others have this many times as long to bind as it took to delete it.
 const REST: u32 = 2;
 
@@ -37,9 +38,12 @@ pub(in super::super) struct Gate {
 }
 
 impl Gate {
+    fn of(settings: &Settings, bridge: &str, generation: u8) -> Self {
+        Self { name: format!("{}.gate.{generation}", settings.mq.inbox(bridge)) }
+    }
+
     fn all(settings: &Settings, bridge: &str) -> impl Iterator<Item = Self> {
-        let inbox = settings.mq.inbox(bridge);
-        (0..GENERATIONS).map(move |generation| Self { name: format!("{inbox}.gate.{generation}") })
+        (0..GENERATIONS).map(|generation| Self::of(settings, bridge, generation))
     }
 
     /// The exchange to which all shards lead.
@@ -102,8 +106,8 @@ impl Gate {
 ///
 /// That of an earlier connection of this process, `last`, is used with all bindings that lead there: to make ten thousand
 /// of them anew takes a cluster of RabbitMQ half a minute. One that a process left behind which died is shut: its devices
-/// have connected to other bridges meanwhile, and to end that many bindings one by one takes as long. Only if that has
-/// happened more often than there are generations it is used on; true then.
+/// have connected to other bridges meanwhile, and to end that many bindings one by one takes as long. Only if there is no
+/// free generation one with such bindings is used; true then.
 pub(in super::super) async fn open_gate(
     link: &Link,
     settings: &Settings,
@@ -111,27 +115,23 @@ pub(in super::super) async fn open_gate(
     last: Option<&Gate>,
 ) -> Result<(Gate, bool), BrokerError> {
     let inbox = settings.mq.inbox(bridge);
-    let (mut free, mut left) = (None, Vec::new());
+    let (mut free, mut open, mut left) = (None, Vec::new(), None);
     for gate in Gate::all(settings, bridge) {
         if gate.is_open(link).await? {
             if last == Some(&gate) {
                 free = Some(gate);
                 break;
             }
-            left.push(gate);
-        } else if free.is_none() && !gate.is_left(link).await? {
-            free = Some(gate);
+            open.push(gate);
+        } else if free.is_none() {
+            let slot = if gate.is_left(link).await? { &mut left } else { &mut free };
+            *slot = Some(gate);
         }
     }
     let goes_on = free.is_none();
-    let Some(gate) = free.or_else(|| left.pop()) else {
-        return Err(BrokerError::Topology {
-            object: format!("exchanges `{inbox}.gate.*`"),
-            said: format!("this bridge has died {GENERATIONS} times, and they are not deleted yet"),
-            advice: "wait until they are, or delete them",
-        });
-    };
-    for gate in left {
+    let gate =
+        free.or_else(|| open.pop()).or(left).unwrap_or_else(|| Gate::of(settings, bridge, 0));
+    for gate in open {
         gate.shut(link).await?;
     }
     gate.declare(link, &inbox).await?;

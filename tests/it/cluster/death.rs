@@ -219,6 +219,24 @@ fn a_bridge_that_died_comes_back_before_its_old_bindings_are_deleted() {
 }
 
 #[test]
+fn a_bridge_that_dies_again_and_again_is_found_each_time() {
+    /// More often than there are names for what it leaves behind.
+    const DEATHS: usize = 10;
+    let scene = Scene::new("cluster-again");
+    let presence = scene.presence();
+    for death in 0..DEATHS {
+        let bridge = setup(&scene, "a").start();
+        let mut device = bridge.device("127.0.0.2");
+        until_online(&presence, "127.0.0.2", "a");
+        let body = command("127.0.0.2", &death.to_string()).to_string();
+        scene.amqp.publish(&scene.routes(), "127.0.0.2", body.as_bytes(), persistent());
+        assert_eq!(device.line(), format!("{death}\r\n"));
+        bridge.until_metric("rabbitline_unsettled", |unsettled| unsettled == 0.0);
+        kill(bridge);
+    }
+}
+
+#[test]
 fn a_bridge_that_died_comes_back_while_a_device_has_not_answered_what_was_in_its_queue() {
     let scene = Scene::new("cluster-unanswered");
     let presence = scene.presence();

@@ -35,8 +35,12 @@ const AWAY_MAX_MS: usize = 4_000;
 const CLOSING: Duration = Duration::from_secs(20);
 /// How often a thread looks whether something has changed for all.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
-/// After which silence a device asks whether its connection is still there.
-const IDLE: Duration = Duration::from_secs(20);
+/// After which silence a device asks whether its connection is still there, and how often then: that many seconds and up
+/// to as many more, by its number, so that not all ask at once.
+const IDLE_SECONDS: u64 = 20;
+const PROBE_SECONDS: u64 = 5;
+/// Far more than loopback drops in a row.
+const PROBES: u32 = 8;
 /// As long as a line of ours can be, many times over.
 const READ: usize = 1_024;
 
@@ -430,8 +434,15 @@ async fn dial(index: usize, port: u16) -> io::Result<TcpStream> {
     socket.set_nodelay(true)?;
     // A bridge that gives a connection up says so once. Loopback drops packets when thirty thousand connections are probed
     // in the same seconds, and then a device has to find out for itself, as any in the field has.
-    let keepalive = TcpKeepalive::new().with_time(IDLE).with_interval(IDLE / 4).with_retries(4);
-    SockRef::from(&socket).set_tcp_keepalive(&keepalive)?;
+    SockRef::from(&socket).set_tcp_keepalive(&keepalive(index))?;
     socket.bind(SocketAddr::new(from, 0))?;
     socket.connect(SocketAddr::from(([127, 0, 0, 1], port))).await
+}
+
+fn keepalive(index: usize) -> TcpKeepalive {
+    let spread = |seconds: u64| Duration::from_secs(seconds + index as u64 % seconds);
+    TcpKeepalive::new()
+        .with_time(spread(IDLE_SECONDS))
+        .with_interval(spread(PROBE_SECONDS))
+        .with_retries(PROBES)
 }
