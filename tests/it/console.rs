@@ -47,6 +47,8 @@ fn the_console_shows_and_searches_five_thousand_devices_without_holding_up_the_p
 
     browser.open(&url(&bridge, "#/devices"));
     browser.until_says(".found", "5,000 devices shown");
+    // They are counted before they are drawn.
+    browser.until("some are drawn", "document.querySelector('.item')");
     let rows = browser.run("return document.querySelectorAll('.item').length");
     assert!(
         rows.as_u64().is_some_and(|rows| (1..100).contains(&rows)),
