@@ -13,7 +13,8 @@ use crate::cluster::control::Control;
 use crate::command::Address;
 
 /// Devices that are being claimed or bound, as far as the broker has not answered: enough for it to have always one more
-/// at hand. In a storm of connects a command waits behind these and no more, as does the end of the bridge.
+/// at hand, and a third of all that may be on its way, so that of a busy broker bindings and commands each have a share.
+/// In a storm of connects a command waits behind these and no more, as does the end of the bridge.
 const BINDINGS_MAX: usize = 128;
 
 impl Table<'_> {

@@ -10,8 +10,8 @@ use crate::cluster::Overdue;
 use crate::command::Outcome;
 use crate::fate::Fate;
 
-/// Devices that are claimed between two looks: half of what may be unanswered at a time.
-const OVERDUE_AT_ONCE: usize = 512;
+/// Devices that are claimed between two looks: a third of what may be unanswered at a time.
+const OVERDUE_AT_ONCE: usize = 128;
 
 impl Table<'_> {
     /// Claims those that have not come back in time; true if there may be more.
