@@ -18,7 +18,7 @@ use tracing::{info, warn};
 
 use self::parts::Parts;
 use crate::access::gate::Total;
-use crate::broker::Leaving;
+use crate::broker::{Leaving, Parker, Publisher};
 use crate::device::{Devices, Door, Hall, Listener, Options, Rules, Sweeper};
 use crate::http::{self, Access, HttpState, Topics};
 use crate::settings::{self, Settings};
@@ -72,23 +72,27 @@ impl Bridge {
         let listeners = listeners(&settings, &bridge)?;
         let total = Total::new(connections_max(&settings));
         let fronts = Fronts::bind(&settings.http).await?;
-        // There is always a first one: settings are checked.
-        let Some(first) = settings.listeners.first() else {
-            return Err(io::Error::other("no listener"));
-        };
-        let door = Arc::new(Door::of_topics(first, &bridge));
-        let options = Arc::new(Options::of(&first.device));
+        let (door, options) = of_topics(&settings, &bridge)?;
         let wires = listeners.iter().map(Listener::wire).collect();
-        let Parts { devices, consumer, drainer, routes, publisher, tap, requester, feed, http } =
-            Parts::new(settings, bridge, wires)?;
+        let Parts {
+            devices,
+            consumer,
+            drainer,
+            routes,
+            publisher,
+            parker,
+            tap,
+            requester,
+            feed,
+            http,
+        } = Parts::new(settings, bridge, wires)?;
 
-        let (drain, give_up, finish) =
-            (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
+        let [drain, give_up, finish] = std::array::from_fn(|_| CancellationToken::new());
         let leaving = Leaving::default();
         let routes = routes.map(|routes| tokio::spawn(routes.run(leaving.clone())));
         let sessions = TaskTracker::new();
         let draining = Arc::clone(&http.draining);
-        let publisher = tokio::spawn(publisher.run(finish.clone()));
+        let publisher = tokio::spawn(publish(publisher, parker, finish.clone()));
         let tap = tokio::spawn(tap.run(finish.clone()));
         let requester = tokio::spawn(requester.run(finish.clone()));
         let sweeper = tokio::spawn(Sweeper::run(Arc::clone(&devices)));
@@ -173,7 +177,9 @@ impl Bridge {
         clean &= self.has_taken(end).await;
         self.finish.cancel();
         if !matches!(timeout_at(end, &mut self.publisher).await, Ok(Ok(true))) {
-            warn!("the broker did not confirm in time that every device is offline.");
+            warn!(
+                "the broker did not confirm in time that every device is offline, or what was to be parked."
+            );
             clean = false;
         }
         // It closes its connection, for which nobody waits longer.
@@ -218,6 +224,13 @@ impl Bridge {
     }
 }
 
+/// Publishes until `finish`, and then until all is confirmed. True if it was.
+async fn publish(publisher: Publisher, parker: Parker, finish: CancellationToken) -> bool {
+    let parking = tokio::spawn(parker.run(finish.clone()));
+    let is_said = publisher.run(finish).await;
+    matches!(parking.await, Ok(true)) && is_said
+}
+
 /// Where HTTP is served, bound.
 struct Fronts {
     listener: TcpListener,
@@ -260,6 +273,13 @@ impl Fronts {
         }
         Ok(tasks)
     }
+}
+
+/// By what rules topics are reached over HTTP: those of the first listener.
+fn of_topics(settings: &Settings, bridge: &Arc<str>) -> io::Result<(Arc<Door>, Arc<Options>)> {
+    // There is always a first one: settings are checked.
+    let first = settings.listeners.first().ok_or_else(|| io::Error::other("no listener"))?;
+    Ok((Arc::new(Door::of_topics(first, bridge)), Arc::new(Options::of(&first.device))))
 }
 
 /// What devices connect to, bound.

@@ -5,7 +5,7 @@
 //! together: one for commands and their acknowledgements alone, which the consumer reads and writes
 //! itself, and one of lapin's for the topology and for what is parked. Each side is rebuilt from nothing
 //! after any trouble; what the other does, and the devices, go on meanwhile. What HTTP
-//! asks has another, which is there only once somebody has asked, and so has the tap.
+//! asks has another, which is there only once somebody has asked, and so have the tap and what parks commands.
 
 mod acks;
 pub mod client;
@@ -22,6 +22,7 @@ mod jobs;
 mod message;
 mod nodes;
 mod parked_queues;
+mod parker;
 mod publication;
 mod publisher;
 mod requests;
@@ -32,6 +33,7 @@ mod tap;
 mod tap_client;
 mod topology;
 mod undelivered;
+mod window;
 
 pub(crate) use collector::{Collector, Keeper, Letter};
 pub(crate) use consumer::Consumer;
@@ -41,6 +43,7 @@ pub(crate) use intake::Intake;
 pub(crate) use jobs::Jobs;
 pub use message::Message;
 pub(crate) use nodes::Nodes;
+pub(crate) use parker::Parker;
 pub(crate) use publisher::Publisher;
 pub(crate) use requests::{
     BODY_MAX as REQUEST_BODY_MAX, Gathered, Requester, Requests, Unpublished,

@@ -31,6 +31,7 @@ mod fate;
 mod feed;
 mod gathering;
 mod groups;
+mod job;
 mod protocol;
 
 mod backlog;

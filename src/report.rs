@@ -12,11 +12,12 @@ use serde::Serialize;
 use tracing::{debug, info};
 
 use crate::backlog::Backlog;
-use crate::broker::{Jobs, Message};
+use crate::broker::Jobs;
 use crate::clock::{self, Moment};
 use crate::command::{Address, Command, Disposition, IfOffline, Outcome, Reason};
 use crate::fate::Fate;
 use crate::gathering::Tally;
+use crate::job::{Deposit, Job, Undelivered};
 use crate::ledger::{Known, Ledger};
 use crate::live::{Kind, Live};
 use crate::metrics::Metrics;
@@ -27,36 +28,11 @@ use crate::settlement::Settlement;
 use crate::told::{self, End};
 use crate::uplink::text_or_base64;
 
-/// A publication that is owed, before its delivery may be acknowledged if that is still open.
-#[derive(Debug)]
-pub(crate) struct Job {
-    pub(crate) message: Arc<Message>,
-    pub(crate) settlement: Option<Settlement>,
-    /// Where a copy of the message itself goes.
-    pub(crate) copy: Option<Copy>,
-    /// The receipt as JSON, if the sender wants one.
-    pub(crate) receipt: Option<Vec<u8>>,
-}
-
-impl Job {
-    /// Itself, if it is owed still: the broker delivers again what a dead channel held.
-    pub(crate) fn if_owed(self) -> Option<Self> {
-        if self.settlement.as_ref().is_none_or(Settlement::is_live) {
-            return Some(self);
-        }
-        if let Some(settlement) = self.settlement {
-            settlement.hand_back();
-        }
-        None
-    }
-}
-
 /// Where a copy of a message goes.
 #[derive(Debug)]
-pub(crate) enum Copy {
-    /// To the undelivered exchange, for this outcome and reason; and for whom, if the message is for
-    /// others, too.
-    Undelivered(Outcome, Reason, Option<Address>),
+enum Copy {
+    /// To the undelivered exchange.
+    Undelivered(Undelivered),
     /// To its device's own queue.
     Parked(Place),
 }
@@ -90,7 +66,8 @@ struct Summary<'a> {
 /// Reports the fate of commands.
 #[derive(Debug)]
 pub struct Reporter {
-    jobs: Arc<Jobs>,
+    jobs: Arc<Jobs<Job>>,
+    deposits: Arc<Jobs<Deposit>>,
     ledger: Ledger,
     parking: Arc<Parking>,
     metrics: Metrics,
@@ -118,16 +95,17 @@ impl<'a> Account<'a> {
 }
 
 impl Reporter {
-    /// A reporter that hands what must be published to `jobs`.
+    /// A reporter that hands what must be published to `jobs`, and what is to be parked to `deposits`.
     pub(crate) fn new(
-        jobs: Arc<Jobs>,
+        jobs: Arc<Jobs<Job>>,
+        deposits: Arc<Jobs<Deposit>>,
         parking: Arc<Parking>,
         metrics: Metrics,
         live: Arc<Live>,
         outcomes: Option<Arc<Backlog>>,
         run: Run,
     ) -> Self {
-        Self { jobs, ledger: Ledger::new(), parking, metrics, live, outcomes, run }
+        Self { jobs, deposits, ledger: Ledger::new(), parking, metrics, live, outcomes, run }
     }
 
     /// Reports `order` and settles it, now or once what it owes is published. For any task but the
@@ -158,8 +136,9 @@ impl Reporter {
         reason: Reason,
         settlement: Settlement,
     ) -> Option<Settlement> {
-        let copy = Some(Copy::Undelivered(Outcome::Invalid, reason.clone(), None));
-        let account = Account { origin, address, facts: None, copy };
+        let (outcome, member) = (Outcome::Invalid, None);
+        let copy = Copy::Undelivered(Undelivered { outcome, reason: reason.clone(), member });
+        let account = Account { origin, address, facts: None, copy: Some(copy) };
         self.finish(account, Fate::new(Outcome::Invalid, reason), Some(settlement))
     }
 
@@ -171,7 +150,8 @@ impl Reporter {
         settlement: Settlement,
     ) -> Option<Settlement> {
         let fate = Fate::new(Outcome::Offline, "nobody is in the group, or connected");
-        let undelivered = Copy::Undelivered(fate.outcome, fate.reason.clone(), None);
+        let (outcome, reason) = (fate.outcome, fate.reason.clone());
+        let undelivered = Copy::Undelivered(Undelivered { outcome, reason, member: None });
         let copy = (if_offline != IfOffline::Drop).then_some(undelivered);
         self.finish(Account { origin, address: None, facts: None, copy }, fate, Some(settlement))
     }
@@ -196,7 +176,7 @@ impl Reporter {
         // Strings and numbers: this cannot fail.
         let receipt = Some(serde_json::to_vec(&summary).unwrap_or_default());
         let message = Arc::clone(&origin.message);
-        self.jobs.push(Job { message, settlement: Some(delivery), copy: None, receipt });
+        self.jobs.push(Job { message, settlement: Some(delivery), undelivered: None, receipt });
     }
 
     /// Reports a parked command that has expired in the broker, which has passed it on already.
@@ -334,7 +314,16 @@ impl Reporter {
             // Strings and nothing else: this cannot fail.
             serde_json::to_vec(&receipt).unwrap_or_default()
         });
-        self.jobs.push(Job { message: Arc::clone(&origin.message), settlement, copy, receipt });
+        let undelivered = match copy {
+            Some(Copy::Parked(place)) => {
+                self.deposits.push(Deposit { settlement, place, receipt });
+                return None;
+            }
+            Some(Copy::Undelivered(undelivered)) => Some(undelivered),
+            None => None,
+        };
+        let message = Arc::clone(&origin.message);
+        self.jobs.push(Job { message, settlement, undelivered, receipt });
         None
     }
 
@@ -371,7 +360,8 @@ impl Reporter {
 
 fn undelivered(facts: &Facts, fate: &Fate) -> Copy {
     let member = facts.origin.shared.then(|| facts.command.address.clone());
-    Copy::Undelivered(fate.outcome, fate.reason.clone(), member)
+    let (outcome, reason) = (fate.outcome, fate.reason.clone());
+    Copy::Undelivered(Undelivered { outcome, reason, member })
 }
 
 /// Whether bytes went out, so that a second try would be a repetition.

@@ -9,13 +9,14 @@ use tokio::sync::Notify;
 use super::wrong;
 use crate::backlog::{self, Backlog};
 use crate::broker::{
-    Consumer, Drainer, Intake, Jobs, Nodes, Publisher, Requester, Routes, Tap, Undelivered,
+    Consumer, Drainer, Intake, Jobs, Nodes, Parker, Publisher, Requester, Routes, Tap, Undelivered,
 };
 use crate::cluster::Cluster;
 use crate::device::{Devices, Registry, Sweeper};
 use crate::feed::{Feed, Outlet};
 use crate::groups::{Groups, Listed};
 use crate::http::HttpState;
+use crate::job::{Deposit, Job};
 use crate::last_values::LastValues;
 use crate::live::{Live, Mask};
 use crate::metrics::Metrics;
@@ -40,6 +41,7 @@ pub(super) struct Parts {
     pub(super) drainer: Drainer,
     pub(super) routes: Option<Routes>,
     pub(super) publisher: Publisher,
+    pub(super) parker: Parker,
     pub(super) tap: Tap,
     pub(super) requester: Requester,
     pub(super) feed: Option<Feed>,
@@ -53,7 +55,6 @@ impl Parts {
         let metrics = Metrics::new();
         let work = Arc::new(Notify::new());
         let stalled_max = usize::from(settings.mq.stalled_max.get());
-        let jobs = Arc::new(Jobs::new(Arc::clone(&work), unsettled_max(&settings)));
         let run = Run::begin(Arc::clone(&bridge));
         let live = Arc::new(Live::new(Mask::new(settings.process.live_mask.as_ref())));
         let cluster = || Arc::new(Cluster::new(Arc::clone(&bridge), metrics.clone()));
@@ -66,15 +67,8 @@ impl Parts {
             Uplink::new(run.clone(), Arc::clone(&work), metrics.clone(), Arc::clone(&live), last)
         };
         let uplink = last_values(&settings).map(new).map(Arc::new);
-        let parking = Arc::new(parking(&settings));
-        let reporter = Reporter::new(
-            Arc::clone(&jobs),
-            Arc::clone(&parking),
-            metrics.clone(),
-            Arc::clone(&live),
-            outcomes(&settings, &work),
-            run.clone(),
-        );
+        let Reporting { reporter, parking, jobs, deposits } =
+            Reporting::new(&settings, &work, &metrics, &live, &run);
         let registry = Registry::new(
             Arc::clone(&presence),
             Arc::clone(&trail),
@@ -83,7 +77,7 @@ impl Parts {
         );
         let devices = Arc::new(Devices {
             registry,
-            reporter: Arc::new(reporter),
+            reporter,
             uplink,
             metrics: metrics.clone(),
             parking,
@@ -107,9 +101,54 @@ impl Parts {
         let (http, requester) = http(&settings, &nodes, &run, &devices, trail, live, consuming);
         let outlet = Arc::new(Outlet::new(Arc::clone(&work)));
         let feed = feed(&settings, &bridge, &outlet, &devices)?;
+        let (of, to) = (Arc::clone(&settings), Arc::clone(&nodes));
+        let parker = Parker::new(of, to, bridge, deposits, Arc::clone(&devices));
         let publisher =
             Publisher::new(settings, nodes, run, jobs, presence, Arc::clone(&devices), outlet);
-        Ok(Self { devices, consumer, drainer, routes, publisher, tap, requester, feed, http })
+        Ok(Self {
+            devices,
+            consumer,
+            drainer,
+            routes,
+            publisher,
+            parker,
+            tap,
+            requester,
+            feed,
+            http,
+        })
+    }
+}
+
+/// What tells the fate of commands, and what it hands on.
+struct Reporting {
+    reporter: Arc<Reporter>,
+    parking: Arc<Parking>,
+    jobs: Arc<Jobs<Job>>,
+    deposits: Arc<Jobs<Deposit>>,
+}
+
+impl Reporting {
+    fn new(
+        settings: &Settings,
+        work: &Arc<Notify>,
+        metrics: &Metrics,
+        live: &Arc<Live>,
+        run: &Run,
+    ) -> Self {
+        let jobs = Arc::new(Jobs::new(Arc::clone(work), unsettled_max(settings)));
+        let deposits = Arc::new(Jobs::new(Arc::default(), unsettled_max(settings)));
+        let parking = Arc::new(parking(settings));
+        let reporter = Reporter::new(
+            Arc::clone(&jobs),
+            Arc::clone(&deposits),
+            Arc::clone(&parking),
+            metrics.clone(),
+            Arc::clone(live),
+            outcomes(settings, work),
+            run.clone(),
+        );
+        Self { reporter: Arc::new(reporter), parking, jobs, deposits }
     }
 }
 

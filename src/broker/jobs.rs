@@ -1,4 +1,4 @@
-//! `Jobs`: publications that deliveries wait for, on their way to the publisher.
+//! `Jobs`: publications that deliveries wait for, on their way to the task that publishes them.
 //!
 //! Bounded by nature: each unsettled delivery owes at most one for each of its recipients, and so does each command that was
 //! settled as written and then lost with its link, of which `DEVICE_TAIL_MAX` bounds the number. What
@@ -10,30 +10,31 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::Notify;
 
-use crate::report::Job;
+use crate::job::Owed;
 
 /// The queue of jobs.
 #[derive(Debug)]
-pub(crate) struct Jobs {
+pub(crate) struct Jobs<T> {
     work: Arc<Notify>,
     /// More than this can only be there if some are owed no more, or if commands for many are among
     /// them, each of which may owe one to every recipient.
     live_max: usize,
     /// Held for one push or pop, never across an await.
-    queue: Mutex<Queue>,
+    queue: Mutex<Queue<T>>,
 }
 
-#[derive(Debug, Default)]
-struct Queue {
-    jobs: VecDeque<Job>,
+#[derive(Debug)]
+struct Queue<T> {
+    jobs: VecDeque<T>,
     /// How many there may be until it is looked again which are owed still.
     look_at: usize,
 }
 
-impl Jobs {
+impl<T: Owed> Jobs<T> {
     /// An empty queue; `work` is told when there is a job. `live_max` deliveries can be unsettled.
     pub(crate) fn new(work: Arc<Notify>, live_max: usize) -> Self {
-        Self { work, live_max, queue: Mutex::default() }
+        let queue = Mutex::new(Queue { jobs: VecDeque::new(), look_at: 0 });
+        Self { work, live_max, queue }
     }
 
     /// What is told when there is a job.
@@ -42,7 +43,7 @@ impl Jobs {
     }
 
     /// Takes up a job.
-    pub(crate) fn push(&self, job: Job) {
+    pub(crate) fn push(&self, job: T) {
         let mut queue = self.lock();
         if queue.jobs.len() >= queue.look_at.max(self.live_max) {
             for job in std::mem::take(&mut queue.jobs) {
@@ -57,7 +58,7 @@ impl Jobs {
     }
 
     /// The next job that is still owed.
-    pub(crate) fn next(&self) -> Option<Job> {
+    pub(crate) fn next(&self) -> Option<T> {
         let mut queue = self.lock();
         while let Some(job) = queue.jobs.pop_front() {
             if let Some(job) = job.if_owed() {
@@ -72,7 +73,7 @@ impl Jobs {
         self.lock().jobs.is_empty()
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Queue> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Queue<T>> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

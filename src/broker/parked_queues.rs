@@ -5,13 +5,10 @@
 //! queue tells a bridge that starts whether anything was ever parked here; if not, no device that
 //! connects has to be asked about.
 
-use std::collections::HashMap;
-use std::sync::Arc;
 use std::time::Duration;
 
 use lapin::options::QueueDeclareOptions;
 use lapin::types::FieldTable;
-use tokio::time::Instant;
 use tracing::warn;
 
 use super::BrokerError;
@@ -25,53 +22,36 @@ use crate::settings::Settings;
 /// A queue in which nothing was parked and from which nothing was fetched for this long vanishes,
 /// and what is in it would vanish untold: so it is longer than anything may be parked.
 const EXPIRES: Duration = PARK_TTL_MAX.saturating_add(Duration::from_secs(24 * 3600));
-/// How long a queue is trusted to exist after it was declared, which is also when its time starts
-/// anew; far less than the day by which it outlives its commands.
-const DECLARED_FOR: Duration = Duration::from_secs(3600);
-/// Queues remembered as declared; beyond it all are forgotten and declared again.
-const DECLARED_MAX: usize = 100_000;
-
 /// How often a quorum queue takes a command back, each time that a link breaks before it is acknowledged. Without
 /// a limit RabbitMQ 3 puts what comes back behind everything else, and RabbitMQ 4 has one of 20 and takes the
 /// command for expired then; so there is one that is never reached.
 const RETURNS_MAX: i32 = 1_000_000;
 
-/// What is known of the queues on one connection.
+/// The queues, by way of one connection.
 pub(super) struct ParkedQueues<'a> {
     link: &'a Link,
-    settings: Arc<Settings>,
-    parking: Arc<Parking>,
-    declared: HashMap<Address, Instant>,
-    marker_is_declared: bool,
+    settings: &'a Settings,
+    parking: &'a Parking,
 }
 
 impl<'a> ParkedQueues<'a> {
-    /// Nothing known.
-    pub(super) fn new(link: &'a Link, settings: Arc<Settings>, parking: Arc<Parking>) -> Self {
-        let (declared, marker_is_declared) = (HashMap::new(), false);
-        Self { link, settings, parking, declared, marker_is_declared }
+    pub(super) fn new(link: &'a Link, settings: &'a Settings, parking: &'a Parking) -> Self {
+        Self { link, settings, parking }
+    }
+
+    /// Sees to it that the marker queue exists.
+    pub(super) async fn mark(&self) -> Result<(), BrokerError> {
+        let arguments = Arguments::of(self.settings.mq.queue_type).table();
+        self.declare(&self.settings.mq.parked_prefix, arguments).await?;
+        self.parking.set_in_use();
+        Ok(())
     }
 
     /// Sees to it that the queue of `address` exists.
-    pub(super) async fn ensure(&mut self, address: &Address) -> Result<(), BrokerError> {
-        let now = Instant::now();
-        if self.declared.get(address).is_some_and(|at| now < *at + DECLARED_FOR) {
-            return Ok(());
-        }
-        if !self.marker_is_declared {
-            let marker = self.settings.mq.parked_prefix.clone();
-            let arguments = Arguments::of(self.settings.mq.queue_type).table();
-            self.declare(&marker, arguments).await?;
-            self.parking.set_in_use();
-            self.marker_is_declared = true;
-        }
+    pub(super) async fn ensure(&self, address: &Address) -> Result<(), BrokerError> {
         let queue = self.settings.mq.parked_queue(address);
         let held = self.declare(&queue, self.arguments()).await?;
         self.parking.counted_at_broker(address, held);
-        if self.declared.len() >= DECLARED_MAX {
-            self.declared = HashMap::new();
-        }
-        self.declared.insert(address.clone(), now);
         Ok(())
     }
 

@@ -1,86 +1,58 @@
 //! `Publisher`: the one task that publishes: owed jobs, presence, uplink, and that the bridge is there.
 //!
-//! Every publication is confirmed by the broker, up to `CONFIRM_WINDOW` of them at a time. What is
-//! not confirmed when the connection is lost is published again on the next, in the same order.
+//! Every publication is confirmed by the broker. Events keep their order, receipts and undelivered commands
+//! need none: so there are two lanes, and neither waits for the other. What is not confirmed when the connection
+//! is lost is published again on the next, in the same order. What is to be parked has a task and a
+//! connection of its own, the parker: there are many queues for it, and one that is in trouble concerns only them.
 
-use std::collections::VecDeque;
+mod item;
+mod lane;
+
 use std::fmt::Display;
 use std::sync::Arc;
 
 use futures_util::StreamExt;
-use futures_util::stream::FuturesOrdered;
 use lapin::types::ShortString;
 use lapin::{BasicProperties, Channel, Event};
 use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use self::item::Item;
+use self::lane::Lane;
 use super::connection::Link;
 use super::message::PERSISTENT;
 use super::nodes::Nodes;
-use super::parked_queues::ParkedQueues;
-use super::publication::{Publication, Refusal, begin};
+use super::publication::{Publication, Refusal};
 use super::retry::Retry;
 use super::{BrokerError, Jobs, heartbeat, topology};
-use crate::clock::Moment;
-use crate::command::Address;
 use crate::device::Devices;
 use crate::feed::Outlet;
+use crate::job::{Job, Undelivered};
 use crate::metrics;
-use crate::order::Facts;
-use crate::parking::Place;
 use crate::presence::Presence;
-use crate::report::{Copy, Job};
 use crate::run::Run;
 use crate::settings::Settings;
-use crate::settlement::Settlement;
-
-/// Publications that may be on their way unconfirmed. A window of 200 reached twice the rate of a
-/// smaller one on a local broker; more only makes the repetition after a lost connection longer.
-const CONFIRM_WINDOW: usize = 256;
 
 /// Publishes what the bridge has to say.
-#[derive(Debug)]
 pub(crate) struct Publisher {
     settings: Arc<Settings>,
     nodes: Arc<Nodes>,
     run: Run,
-    jobs: Arc<Jobs>,
+    jobs: Arc<Jobs<Job>>,
     presence: Arc<Presence>,
     devices: Arc<Devices>,
     outlet: Arc<Outlet>,
     work: Arc<Notify>,
-    /// Published on a connection that was lost before the broker confirmed it.
-    again: VecDeque<Item>,
-    /// Which of jobs, presence, commands, outcomes and uplink had its turn last.
-    turn: usize,
+    /// Receipts, undelivered commands, and commands from elsewhere.
+    letters: Lane,
+    /// What is told of devices and of the bridge.
+    events: Lane,
+    /// Which of those that have letters, and which of those that have events, had its turn last.
+    letters_turn: usize,
+    events_turn: usize,
     /// Whether it was said, or is about to be, that the bridge ends.
     farewell: bool,
-}
-
-/// One thing to say: what is published together, and what may be settled then.
-#[derive(Debug, Default)]
-struct Item {
-    publications: Vec<Publication>,
-    /// What may be settled then.
-    settlement: Option<Settlement>,
-    /// Whether the message itself is among them, on its way to the undelivered exchange.
-    undelivered: bool,
-    /// The command, if its message is among them on its way to its device's own queue.
-    parked: Option<Place>,
-    /// Whose presence it tells.
-    presence: Option<Address>,
-    /// Who waits for it.
-    told: Option<oneshot::Sender<()>>,
-    /// Whether it means nothing later, and is not said again.
-    fleeting: bool,
-}
-
-impl Item {
-    /// Whether it is owed still: the broker delivers again what a dead channel held.
-    fn is_owed(&self) -> bool {
-        self.settlement.as_ref().is_none_or(Settlement::is_live)
-    }
 }
 
 impl Publisher {
@@ -89,7 +61,7 @@ impl Publisher {
         settings: Arc<Settings>,
         nodes: Arc<Nodes>,
         run: Run,
-        jobs: Arc<Jobs>,
+        jobs: Arc<Jobs<Job>>,
         presence: Arc<Presence>,
         devices: Arc<Devices>,
         outlet: Arc<Outlet>,
@@ -103,8 +75,10 @@ impl Publisher {
             presence,
             devices,
             outlet,
-            again: VecDeque::new(),
-            turn: 0,
+            letters: Lane::without_order(),
+            events: Lane::in_order(),
+            letters_turn: 0,
+            events_turn: 0,
             farewell: false,
         }
     }
@@ -124,16 +98,14 @@ impl Publisher {
     async fn attempt(&mut self, finish: &CancellationToken) -> Result<(), BrokerError> {
         let link = self.nodes.open(&self.run.bridge, "publisher").await?;
         let prepared = tokio::select! {
-            prepared = self.prepare(&link) => prepared,
+            prepared = prepare(&link, &self.settings) => prepared,
             error = link.lost() => Err(error),
         };
         let result = match prepared {
             Ok(channel) => {
-                let parking = Arc::clone(&self.devices.parking);
-                let mut queues = ParkedQueues::new(&link, Arc::clone(&self.settings), parking);
                 self.devices.metrics.broker_up(metrics::Link::Publisher, true);
                 info!(host = %link.host(), "publishing");
-                self.publish(&link, &channel, &mut queues, finish).await
+                self.publish(&link, &channel, finish).await
             }
             Err(error) => Err(error),
         };
@@ -142,110 +114,90 @@ impl Publisher {
         link.end(result).await
     }
 
-    /// A channel that confirms, once what is published to is there.
-    async fn prepare(&self, link: &Link) -> Result<Channel, BrokerError> {
-        topology::prepare_publisher(link, &self.settings).await?;
-        link.confirming_channel().await
-    }
-
     /// Publishes on one channel until `finish` and all is confirmed, or the channel is lost.
     async fn publish(
         &mut self,
         link: &Link,
         channel: &Channel,
-        queues: &mut ParkedQueues<'_>,
         finish: &CancellationToken,
     ) -> Result<(), BrokerError> {
         let mut events = link.events();
-        let mut waiting = VecDeque::new();
-        let mut confirms = FuturesOrdered::new();
         let work = Arc::clone(&self.work);
         let mut beat = heartbeat::every(self.settings.process.bridge_heartbeat);
-        let result = loop {
-            let mut begun = Ok(());
-            while confirms.len() < CONFIRM_WINDOW
-                && begun.is_ok()
-                && let Some(item) = self.next()
-            {
-                if let Some(place) = &item.parked {
-                    begun = tokio::select! {
-                        begun = queues.ensure(&place.facts().command.address) => begun,
-                        error = link.lost() => Err(error),
-                    };
-                }
-                confirms.push_back(begin(channel, &item.publications).await);
-                waiting.push_back(item);
-            }
-            if let Err(error) = begun {
-                break Err(error);
-            }
-            if finish.is_cancelled() && confirms.is_empty() && self.is_idle() {
+        let refusal = loop {
+            self.say_all(channel).await;
+            if finish.is_cancelled() && self.is_idle() {
                 if self.farewell {
-                    break Ok(());
+                    return Ok(());
                 }
                 // Behind the last presence event.
                 self.farewell = true;
-                self.again.push_back(self.heartbeat(false));
+                let farewell = self.heartbeat(false);
+                self.events.say_last(farewell);
                 continue;
             }
-            tokio::select! {
+            let answered = tokio::select! {
                 biased;
-                Some(confirmed) = confirms.next(), if !confirms.is_empty() => match confirmed {
-                    Ok(()) => self.confirmed(waiting.pop_front()),
-                    Err(Refusal { error, returned }) => {
-                        let lost = |lost: &Publication| !waiting.iter().any(|item: &Item| item.publications.contains(lost));
-                        let lost = returned.filter(lost);
-                        waiting.extend(lost.map(|publication| Item { publications: vec![publication], ..Item::default() }));
-                        break Err(error);
-                    }
-                },
-                Some(event) = events.next() => {
-                    if let Err(error) = self.event(event) {
-                        break Err(error);
-                    }
-                }
-                _ = beat.tick(), if self.may_beat(confirms.len()) => {
+                answered = self.letters.answered() => answered,
+                answered = self.events.answered() => answered,
+                Some(event) = events.next() => self.event(event).map_err(Refusal::Lost),
+                _ = beat.tick(), if self.events.is_clear() && !self.farewell => {
                     let item = self.heartbeat(true);
-                    confirms.push_back(begin(channel, &item.publications).await);
-                    waiting.push_back(item);
+                    self.events.say(channel, item).await;
+                    Ok(())
                 }
-                () = work.notified(), if confirms.len() < CONFIRM_WINDOW => {}
-                () = finish.cancelled(), if !finish.is_cancelled() => {}
+                () = work.notified(), if self.letters.has_room() || self.events.has_room() => Ok(()),
+                () = finish.cancelled(), if !finish.is_cancelled() => Ok(()),
+            };
+            if let Err(refusal) = answered {
+                break refusal;
             }
+            self.take_confirmed();
             // lapin's futures know nothing of tokio's budget.
             tokio::task::coop::consume_budget().await;
         };
-        // Oldest first, before what was to be said again already.
-        for item in waiting.into_iter().filter(|item| !item.fleeting).rev() {
-            self.again.push_front(item);
-        }
-        result
+        let (error, returned) = match refusal {
+            Refusal::Returned(error, publication) => (error, Some(*publication)),
+            Refusal::Now(error) | Refusal::Lost(error) => (error, None),
+        };
+        self.letters.lost(returned);
+        self.events.lost(None);
+        Err(error)
     }
 
-    fn confirmed(&self, item: Option<Item>) {
-        let Some(item) = item else { return };
-        let Item { settlement, undelivered, parked, presence, told, .. } = item;
-        if let Some(address) = presence {
-            self.presence.confirmed(&address);
-        }
-        if undelivered {
-            self.devices.metrics.undelivered();
-        }
-        if let Some(place) = parked {
-            let address = place.facts().command.address.clone();
-            let wanted = self.devices.wants_parked(&address);
-            place.land(wanted);
-            if let Some(cluster) = self.devices.cluster.as_ref().filter(|_| !wanted) {
-                // It may have connected to another bridge since it was not connected to any.
-                cluster.parked(address);
+    /// Says what there is to say, as far as there is room.
+    async fn say_all(&mut self, channel: &Channel) {
+        loop {
+            let letter = self.letters.has_room().then(|| self.next_letter()).flatten();
+            let event = self.events.has_room().then(|| self.next_event()).flatten();
+            if letter.is_none() && event.is_none() {
+                return;
+            }
+            if let Some(letter) = letter {
+                self.letters.say(channel, letter).await;
+            }
+            if let Some(event) = event {
+                self.events.say(channel, event).await;
             }
         }
-        if let Some(settlement) = settlement {
-            settlement.settle();
-        }
-        if let Some(told) = told {
-            // Nobody waits any more if the bridge is shutting down.
-            told.send(()).ok();
+    }
+
+    /// Draws what follows from what the broker has by now.
+    fn take_confirmed(&mut self) {
+        for item in self.letters.confirmed.drain(..).chain(self.events.confirmed.drain(..)) {
+            if let Some(address) = item.presence {
+                self.presence.confirmed(&address);
+            }
+            if item.undelivered {
+                self.devices.metrics.undelivered();
+            }
+            if let Some(settlement) = item.settlement {
+                settlement.settle();
+            }
+            if let Some(told) = item.told {
+                // Nobody waits any more if the bridge is shutting down.
+                told.send(()).ok();
+            }
         }
     }
 
@@ -265,56 +217,48 @@ impl Publisher {
         Ok(())
     }
 
-    /// The next thing to say: first what was said in vain, then jobs, presence, commands, outcomes and uplink in
-    /// turn,
-    /// so that none of them waits for ever behind another.
-    fn next(&mut self) -> Option<Item> {
-        while let Some(item) = self.again.pop_front() {
-            if item.is_owed() {
-                return Some(item);
-            }
-            if let Some(settlement) = item.settlement {
-                settlement.hand_back();
-            }
-        }
-        (0..5).find_map(|_| {
-            self.turn = (self.turn + 1) % 5;
-            match self.turn {
-                0 => self.jobs.next().map(|job| self.job(job)),
-                1 => self.presence.next().map(|(address, json)| {
+    /// The next letter: first one that was sent in vain, then jobs and commands in turn, so that neither waits for
+    /// ever behind the other.
+    fn next_letter(&mut self) -> Option<Item> {
+        let again = self.letters.next_again();
+        again.or_else(|| {
+            (0..2).find_map(|_| {
+                self.letters_turn = (self.letters_turn + 1) % 2;
+                match self.letters_turn {
+                    0 => self.jobs.next().map(|job| self.job(job)),
+                    _ => self.outlet.next().map(|(body, told)| self.command_item(body, told)),
+                }
+            })
+        })
+    }
+
+    /// The same of events: presence, outcomes and uplink in turn.
+    fn next_event(&mut self) -> Option<Item> {
+        let again = self.events.next_again();
+        again.or_else(|| {
+            (0..3).find_map(|_| {
+                self.events_turn = (self.events_turn + 1) % 3;
+                if self.events_turn == 0 {
+                    let (address, json) = self.presence.next()?;
                     let item = self.event_item("presence", &address, json);
-                    Item { presence: Some(address), ..item }
-                }),
-                2 => self.outlet.next().map(|(body, told)| self.command_item(body, told)),
-                3 => self
-                    .devices
-                    .reporter
-                    .outcomes
-                    .as_ref()?
-                    .next()
-                    .map(|(kind, address, json)| self.event_item(kind, address, json)),
-                _ => self
-                    .devices
-                    .uplink
-                    .as_ref()?
-                    .next()
-                    .map(|(kind, address, json)| self.event_item(kind, address, json)),
-            }
+                    return Some(Item { presence: Some(address), ..item });
+                }
+                let backlog = match self.events_turn {
+                    1 => self.devices.reporter.outcomes.as_ref()?.next(),
+                    _ => self.devices.uplink.as_ref()?.next(),
+                };
+                backlog.map(|(kind, address, json)| self.event_item(kind, address, json))
+            })
         })
     }
 
     fn is_idle(&self) -> bool {
-        self.again.is_empty()
+        self.letters.is_idle()
+            && self.events.is_idle()
             && self.jobs.is_empty()
             && self.presence.is_empty()
             && self.devices.reporter.outcomes.as_ref().is_none_or(|outcomes| outcomes.is_empty())
             && self.devices.uplink.as_ref().is_none_or(|uplink| uplink.is_empty())
-    }
-
-    /// Whether it may be said now, with so much unconfirmed: not before what was said in vain, of which it would
-    /// say that it was said.
-    fn may_beat(&self, unconfirmed: usize) -> bool {
-        unconfirmed < CONFIRM_WINDOW && self.again.is_empty() && !self.farewell
     }
 
     /// That the bridge is there, or will be no more.
@@ -343,7 +287,7 @@ impl Publisher {
             body: body.into(),
             mandatory: true,
         };
-        Item { publications: vec![publication], told: Some(told), ..Item::default() }
+        Item { told: Some(told), ..Item::of(publication) }
     }
 
     fn event_item(&self, kind: &str, address: impl Display, json: Vec<u8>) -> Item {
@@ -356,62 +300,30 @@ impl Publisher {
             body: json.into(),
             mandatory: false,
         };
-        Item { publications: vec![publication], ..Item::default() }
+        Item::of(publication)
     }
 
     fn job(&self, job: Job) -> Item {
-        let Job { message, settlement, copy, receipt } = job;
+        let Job { message, settlement, undelivered, receipt } = job;
         let mut item = Item { settlement, ..Item::default() };
         // The message is safe before its sender hears of it.
-        match copy {
-            Some(Copy::Undelivered(outcome, reason, member)) => {
-                item.undelivered = true;
-                item.publications.push(Publication {
-                    exchange: self.settings.mq.undelivered_exchange.as_str().into(),
-                    key: (&*message.routing_key).into(),
-                    properties: message.undelivered_properties(outcome, &reason, member.as_ref()),
-                    body: message.body.as_slice().into(),
-                    mandatory: true,
-                });
-            }
-            Some(Copy::Parked(place)) => {
-                item.publications.push(self.parked(place.facts()));
-                item.parked = Some(place);
-            }
-            None => {}
-        }
-        if let (Some(receipt), Some(reply_to)) = (receipt, message.reply_to()) {
+        if let Some(Undelivered { outcome, reason, member }) = undelivered {
+            item.undelivered = true;
             item.publications.push(Publication {
-                exchange: ShortString::default(),
-                key: reply_to.into(),
-                properties: message.receipt_properties(),
-                body: receipt.into(),
-                // Who asked for it may be gone.
-                mandatory: false,
+                exchange: self.settings.mq.undelivered_exchange.as_str().into(),
+                key: (&*message.routing_key).into(),
+                properties: message.undelivered_properties(outcome, &reason, member.as_ref()),
+                body: message.body.as_slice().into(),
+                mandatory: true,
             });
         }
+        item.publications.extend(Publication::receipt(&message, receipt));
         item
     }
+}
 
-    /// The copy of a message that waits in its device's own queue.
-    fn parked(&self, facts: &Facts) -> Publication {
-        let now = Moment::now();
-        let left = facts.command.expires.saturating_duration_since(now.mono);
-        let left_ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
-        let (reporter, origin) = (&self.devices.reporter, &facts.origin);
-        let properties = origin.message.parked_properties(
-            now.wall_ms.saturating_add(left_ms),
-            left_ms,
-            &reporter.parked_by(origin),
-            &reporter.id(origin),
-            origin.shared.then_some(&facts.command.address),
-        );
-        Publication {
-            exchange: ShortString::default(),
-            key: self.settings.mq.parked_queue(&facts.command.address).into(),
-            properties,
-            body: origin.message.body.as_slice().into(),
-            mandatory: true,
-        }
-    }
+/// A channel that confirms, once what is published to is there.
+async fn prepare(link: &Link, settings: &Settings) -> Result<Channel, BrokerError> {
+    topology::prepare_publisher(link, settings).await?;
+    link.confirming_channel().await
 }

@@ -62,6 +62,7 @@ mod receipts;
 mod received;
 mod record;
 mod redis_tokens;
+mod refused;
 mod service;
 mod settings;
 mod silence;
