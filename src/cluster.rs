@@ -5,6 +5,8 @@
 //! address is here once, each command is a delivery that is not settled, and what bridges say is taken out
 //! before more of it is taken off the inbox.
 
+mod arriving;
+mod asking;
 mod bridges;
 pub(crate) mod control;
 mod heirs;
@@ -22,6 +24,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use tracing::error;
 
+use self::arriving::Arriving;
 use self::bridges::Bridges;
 use self::control::Control;
 use self::heirs::Heirs;
@@ -46,6 +49,8 @@ pub(crate) enum Work {
     /// Another bridge claims a device. The connection here had this epoch and is closed; None if there was
     /// none.
     Yield { address: Address, to: Arc<str>, epoch: Option<u64> },
+    /// No bridge has the device of a command: all that may have it have said so.
+    Nobody(Order),
     /// Say this to a bridge.
     Say(Arc<str>, Control),
     /// Another bridge, or this one, has said this.
@@ -68,7 +73,7 @@ impl Work {
     /// The device it is about, if it is about one.
     fn address(&self) -> Option<&Address> {
         match self {
-            Self::Command(order, _) => Some(&order.command().address),
+            Self::Command(order, _) | Self::Nobody(order) => Some(&order.command().address),
             Self::Yield { address, .. }
             | Self::Heard(address, _)
             | Self::Parked(address)
@@ -96,6 +101,8 @@ pub(crate) struct Cluster {
     /// Devices whose bridge has ended.
     moving: Mutex<Moving>,
     heirs: Mutex<Heirs>,
+    /// Commands of whose devices other bridges are asked.
+    arriving: Mutex<Arriving>,
     /// Tells who waits for it that another bridge holds devices of this one.
     held: Notify,
     /// Whether this bridge ends, and so holds no devices of others, and binds none of its own.
@@ -119,7 +126,7 @@ impl Cluster {
     pub(crate) fn new(bridge: Arc<str>, metrics: Metrics) -> Self {
         let (routing, work) = (AtomicBool::new(false), Notify::new());
         let (board, bridges) = (Mutex::default(), Mutex::default());
-        let (moving, heirs) = (Mutex::default(), Mutex::default());
+        let (moving, heirs, arriving) = (Mutex::default(), Mutex::default(), Mutex::default());
         let (held, leaving) = (Notify::new(), AtomicBool::new(false));
         let urgent = UrgentQueue::default();
         Self {
@@ -132,6 +139,7 @@ impl Cluster {
             bridges,
             moving,
             heirs,
+            arriving,
             held,
             leaving,
         }
@@ -242,6 +250,11 @@ impl Cluster {
         }
     }
 
+    /// How many devices are to be looked at.
+    pub(crate) fn changed(&self) -> usize {
+        self.lock().changed.len()
+    }
+
     /// What is to be done next, and the device to be looked at before, of which the others may know something
     /// outdated: so a command for one that has just gone waits behind its unbinding.
     pub(crate) fn next_work(&self) -> Option<(Option<Address>, Work)> {
@@ -260,7 +273,7 @@ impl Cluster {
     /// Whether nothing is to be done.
     pub(crate) fn is_idle(&self) -> bool {
         let board = self.lock();
-        board.work.is_empty() && board.changed.is_empty()
+        board.work.is_empty() && board.changed.is_empty() && self.is_answered()
     }
 
     /// The connection is there, or lost: whether devices that come and go are to be noted.

@@ -156,7 +156,9 @@ pub(crate) mod tests {
 
     use super::*;
     use crate::command::IfOffline;
+    use crate::metrics::Metrics;
     use crate::protocol::{Content, Payload, Spoken};
+    use crate::settlement::Verdicts;
 
     /// A command for 127.0.0.2 as it might have come.
     pub(crate) fn facts(id: Option<&str>, cmd: &str) -> Facts {
@@ -185,5 +187,13 @@ pub(crate) mod tests {
             route: Route::default(),
         };
         Facts { command, origin, steps: Steps::default() }
+    }
+
+    /// One of this id on its way, of a channel that is lost.
+    pub(crate) fn order(id: &str) -> Order {
+        let (verdicts, _) = tokio::sync::mpsc::channel(1);
+        let verdicts = Verdicts::new(verdicts, Metrics::new());
+        let (facts, settlement) = (Arc::new(facts(Some(id), "ON")), Settlement::new(1, &verdicts));
+        Order { facts, settlement, frame: None }
     }
 }

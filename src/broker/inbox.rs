@@ -22,44 +22,53 @@ pub(super) fn hear(devices: &Devices, cluster: &Cluster, body: &[u8]) {
             return;
         }
     };
-    if let Control::Here { bridge, epoch } = &control {
-        devices.registry.heard(*epoch);
-        cluster.heard_of(bridge);
-        return;
-    }
-    if let Control::Left { bridge } = &control {
-        info!(bridge, "another bridge takes over from one that is gone");
-        cluster.none_moved_to(bridge);
-        cluster.is_no_heir(bridge);
-        cluster.forget_bridge(bridge);
-        cluster.push(Work::ClaimAgain);
-        return;
-    }
-    if let Control::Begun { bridge } = &control {
-        // Whoever takes over reads what others say to themselves, too.
-        if **bridge == *cluster.bridge {
-            cluster.push(Work::Begun);
+    match control {
+        Control::Here { bridge, epoch } => {
+            devices.registry.heard(epoch);
+            cluster.heard_of(&bridge);
         }
-        return;
+        Control::Left { bridge } => {
+            info!(bridge, "another bridge takes over from one that is gone");
+            cluster.none_moved_to(&bridge);
+            cluster.is_no_heir(&bridge);
+            cluster.forget_bridge(&bridge);
+            cluster.push(Work::ClaimAgain);
+        }
+        // Whoever takes over reads what others say to themselves, too.
+        Control::Begun { bridge } if *bridge == *cluster.bridge => cluster.push(Work::Begun),
+        Control::Leaving { bridge } => {
+            // Nothing goes to it directly from now on: it leaves its inbox, and nobody reads that any more.
+            cluster.none_moved_to(&bridge);
+            cluster.is_no_heir(&bridge);
+        }
+        Control::Moving { bridge, part, devices: ended, within_ms, turn } => {
+            // Those that come here are later.
+            let latest = ended.iter().map(|ended| ended.epoch).max();
+            devices.registry.heard(latest.unwrap_or_default());
+            let count = cluster.hold(&ended, Duration::from_millis(within_ms), turn);
+            cluster.tell_held(&bridge, part, count);
+        }
+        Control::Held { bridge, part, count } => cluster.held_by(&bridge, part, count),
+        Control::Arriving { bridge } => cluster.is_arriving(&bridge),
+        Control::Wanted { bridge, number, addresses } => {
+            let here = addresses.into_iter().filter(|named| is_here(devices, cluster, named));
+            cluster.answer(&bridge, number, here.collect());
+        }
+        Control::Has { bridge, number, addresses } => {
+            cluster.answered(&bridge, number, &addresses);
+        }
+        Control::Begun { .. } | Control::Alive | Control::Knock => {}
+        Control::Claim { .. }
+        | Control::Yielded { .. }
+        | Control::Later { .. }
+        | Control::Gone { .. }
+        | Control::Emptied { .. }
+        | Control::Parked { .. } => hear_of_device(devices, cluster, control),
     }
-    if let Control::Leaving { bridge } = &control {
-        // Nothing goes to it directly from now on: it leaves its inbox, and nobody reads that any more.
-        cluster.none_moved_to(bridge);
-        cluster.is_no_heir(bridge);
-        return;
-    }
-    if let Control::Moving { bridge, part, devices: ended, within_ms, turn } = control {
-        // Those that come here are later.
-        let latest = ended.iter().map(|ended| ended.epoch).max();
-        devices.registry.heard(latest.unwrap_or_default());
-        let count = cluster.hold(&ended, Duration::from_millis(within_ms), turn);
-        cluster.tell_held(&bridge, part, count);
-        return;
-    }
-    if let Control::Held { bridge, part, count } = &control {
-        cluster.held_by(bridge, *part, *count);
-        return;
-    }
+}
+
+/// Takes up what it has said of one device.
+fn hear_of_device(devices: &Devices, cluster: &Cluster, control: Control) {
     let (Control::Claim { address: named, .. }
     | Control::Yielded { address: named, .. }
     | Control::Later { address: named, .. }
@@ -80,6 +89,12 @@ pub(super) fn hear(devices: &Devices, cluster: &Cluster, body: &[u8]) {
     } else {
         cluster.push(Work::Heard(address, control));
     }
+}
+
+/// Whether a device is connected here, and stays.
+fn is_here(devices: &Devices, cluster: &Cluster, named: &str) -> bool {
+    let session = Address::parse(named).ok().and_then(|address| devices.registry.find(&address));
+    !cluster.is_leaving() && session.is_some_and(|session| !session.is_closed())
 }
 
 /// Lets a device go that has connected to `bridge`, with what waited for it.

@@ -45,6 +45,12 @@ pub(crate) enum Control {
     Moving { bridge: String, part: u32, devices: Vec<Ended>, within_ms: u64, turn: u32 },
     /// To one that ends: the bridge holds so many of the devices of this part. Said at once.
     Held { bridge: String, part: u32, count: usize },
+    /// The bridge has devices that are not bound yet. Said at once.
+    Arriving { bridge: String },
+    /// Which of these devices are connected to whoever hears this, of whom the bridge may not have heard. Said at once.
+    Wanted { bridge: String, number: u32, addresses: Vec<String> },
+    /// To who has asked with this number: these are connected to the bridge. Said at once.
+    Has { bridge: String, number: u32, addresses: Vec<String> },
     /// Whether the bridge is there: if it is not, this comes back.
     Alive,
     /// To the queue of what is parked for a device: if there is none, this comes back.
@@ -100,6 +106,13 @@ mod tests {
                 turn: 1,
             },
             Control::Held { bridge: "b2".to_owned(), part: 3, count: 1 },
+            Control::Arriving { bridge: "b2".to_owned() },
+            Control::Wanted {
+                bridge: "b2".to_owned(),
+                number: 3,
+                addresses: vec![address.clone()],
+            },
+            Control::Has { bridge: "b2".to_owned(), number: 3, addresses: Vec::new() },
             Control::Alive,
             Control::Knock,
             Control::Parked { address },

@@ -120,3 +120,34 @@ fn commands_that_a_full_queue_does_not_let_be_parked_keep_their_order_and_hold_u
     bridge.until_metric("rabbitline_unsettled", |unsettled| unsettled == 0.0);
     lost_no_connection(&bridge);
 }
+
+#[test]
+fn commands_that_the_inbox_of_another_bridge_refuses_arrive_once_and_in_their_order() {
+    const COMMANDS: usize = 100;
+    let scene = Scene::new("refused-inbox");
+    let setup = |name| scene.setup().set("CLUSTER", "on").set("BRIDGE_NAME", name);
+    let taker = setup("a").set("MQ_PREFETCH", "64").start();
+    // It has commands of its own, so all of the others go by way of the first.
+    let holder = setup("b").set("MQ_QUEUE", scene.queue() + ".b").start();
+    let presence = scene.presence();
+    let mut device = holder.device("127.0.0.2");
+    assert_eq!(presence.next().json()["address"], "127.0.0.2");
+    let (policy, inbox) = (scene.queue(), scene.routes() + ".b");
+    let pattern = format!("^{}$", inbox.replace('.', "[.]"));
+    let refuses = r#"{"max-length": 0, "overflow": "reject-publish"}"#;
+    scene.broker.ctl(&["set_policy", &policy, &pattern, refuses, "--apply-to", "queues"]);
+
+    for number in 0..COMMANDS {
+        scene.publish(&command("127.0.0.2", &number.to_string()));
+    }
+    taker.until_logged(&["the broker could not take a message", "again_in_ms"]);
+    scene.broker.ctl(&["clear_policy", &policy]);
+
+    for number in 0..COMMANDS {
+        assert_eq!(device.line(), format!("{number}\r\n"));
+    }
+    scene.until_drained(&taker);
+    lost_no_connection(&taker);
+    assert_eq!(holder.outcomes("written"), COMMANDS as f64);
+    assert_eq!(device.so_far(), Vec::<String>::new());
+}

@@ -8,6 +8,7 @@ mod claims;
 mod ending;
 mod moving;
 mod passing;
+mod refused;
 mod sought;
 
 use std::collections::{HashMap, VecDeque};
@@ -20,6 +21,7 @@ use lapin::types::ShortString;
 use tokio::time::Instant;
 
 use self::ending::Unbinding;
+use self::refused::Refused;
 use super::super::BrokerError;
 use super::super::intake::Intake;
 use super::super::message::PERSISTENT;
@@ -99,6 +101,7 @@ pub(super) struct Table<'a> {
     entries: HashMap<Address, Entry>,
     /// Publications that are not confirmed, by their numbers.
     sent: HashMap<u64, Sent>,
+    refused: Refused,
     /// Bindings and unbindings that are not answered, oldest first.
     asked_for: VecDeque<Asked>,
     /// How many of those are unbindings.
@@ -111,6 +114,8 @@ pub(super) struct Table<'a> {
     again: VecDeque<Address>,
     /// Devices that were neither bound nor leaving when this was looked at last.
     pending: usize,
+    /// When the others were told last that devices are not bound yet.
+    said_arriving: Option<Instant>,
     /// Devices that are unbound when nothing that was parked for them is in hand any more, and there is room.
     later: Vec<Address>,
     /// Devices that are unbound, and of which commands may still come that came before.
@@ -155,7 +160,8 @@ impl Drop for Table<'_> {
             bound.push(address);
         }
         bound.extend(self.unbinding.drain().map(|(address, _)| address));
-        self.cluster.again(sent.chain(waiting).collect());
+        let refused = self.refused.take_commands().map(|(order, to)| Work::Command(order, to));
+        self.cluster.again(refused.chain(sent).chain(waiting).collect());
         bound.into_iter().for_each(|address| self.cluster.push(Work::Unbind(address)));
         self.intake.devices().metrics.route_pending(0);
     }
@@ -177,11 +183,13 @@ impl<'a> Table<'a> {
             opened_ms: Moment::now().wall_ms,
             entries: HashMap::new(),
             sent: HashMap::new(),
+            refused: Refused::default(),
             asked_for: VecDeque::new(),
             claimed: 0,
             claims: VecDeque::new(),
             again: VecDeque::new(),
             pending: 0,
+            said_arriving: None,
             unbindings: 0,
             later: Vec::new(),
             cut: 0,
@@ -235,7 +243,10 @@ impl<'a> Table<'a> {
             self.try_to_end(address)?;
         }
         let now = Instant::now();
+        self.look_at_refused(now)?;
         self.look_at_claims(now);
+        self.look_at_arriving(now);
+        self.cluster.look_at_answers();
         if self.more_overdue && self.courier.has_room() {
             self.more_overdue = self.look_at_moving(now)?;
         }
@@ -254,7 +265,10 @@ impl<'a> Table<'a> {
 
     /// Whether no device is bound, and nothing on its way.
     pub(super) fn is_done(&self) -> bool {
-        self.entries.is_empty() && self.courier.unanswered() == 0 && self.cluster.is_idle()
+        self.entries.is_empty()
+            && self.courier.unanswered() == 0
+            && self.refused.is_empty()
+            && self.cluster.is_idle()
     }
 
     /// Closes the connection in good order.
@@ -265,6 +279,10 @@ impl<'a> Table<'a> {
     fn take_on(&mut self, work: Work) -> Result<(), BrokerError> {
         match work {
             Work::Command(order, to) => self.pass_on(order, to),
+            Work::Nobody(order) => {
+                self.nobody_for(order);
+                Ok(())
+            }
             Work::Yield { address, to, epoch } => self.yield_to(address, to, epoch),
             Work::Say(to, control) => self.say(&to, &control),
             Work::Heard(address, control) => self.heard(address, control),

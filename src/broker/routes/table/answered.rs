@@ -31,7 +31,10 @@ impl Table<'_> {
             },
             Said::Taken(number) => {
                 match self.sent.remove(&number) {
-                    Some(Sent::Command(order, _)) => self.passed_on(order),
+                    Some(Sent::Command(order, _)) => {
+                        self.refused.is_over();
+                        self.passed_on(order);
+                    }
                     // Who has it answers.
                     Some(Sent::Claim(_)) => self.claimed -= 1,
                     Some(Sent::Asked(bridge)) => self.cluster.is_there(&bridge),
@@ -68,11 +71,7 @@ impl Table<'_> {
                 }
                 Some(Sent::Parked(_) | Sent::Said) | None => Ok(()),
             },
-            Said::Refused(_) => Err(BrokerError::Topology {
-                object: format!("exchange `{}`", self.shared()),
-                said: "the broker could not take a message".to_owned(),
-                advice: "see what its log says of the queues behind it",
-            }),
+            Said::Refused(number) => self.refused(number),
         }
     }
 }

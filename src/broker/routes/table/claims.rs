@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
 use lapin::types::ShortString;
 use tokio::time::Instant;
@@ -17,7 +18,28 @@ use crate::command::Address;
 /// In a storm of connects a command waits behind these and no more, as does the end of the bridge.
 const BINDINGS_MAX: usize = 128;
 
+/// Devices that are not bound, and how long a binding takes, from which on the other bridges are told: whoever finds
+/// nobody for a command then asks before it takes the device for offline. Fewer are bound within milliseconds.
+const ARRIVING_MANY: usize = 32;
+const BINDING_IS_SLOW: Duration = Duration::from_millis(200);
+/// How often they are told so, which they believe for three times as long.
+const ARRIVING_EVERY: Duration = Duration::from_millis(500);
+
 impl Table<'_> {
+    /// Tells the other bridges that devices are not bound yet, if that takes its time.
+    pub(super) fn look_at_arriving(&mut self, now: Instant) {
+        let first = self.asked_for.front();
+        let is_slow = first.is_some_and(
+            |asked| matches!(asked, Asked::Bind(_, since) if *since + BINDING_IS_SLOW <= now),
+        );
+        let is_many = self.pending + self.cluster.changed() >= ARRIVING_MANY;
+        let is_said = self.said_arriving.is_some_and(|at| now < at + ARRIVING_EVERY);
+        if (is_slow || is_many) && !is_said && !self.cluster.is_leaving() {
+            self.said_arriving = Some(now);
+            self.cluster.say_arriving();
+        }
+    }
+
     /// Asks whether another bridge has a device.
     pub(super) fn claim(&mut self, address: Address) -> Result<(), BrokerError> {
         let Some(session) = self.devices().registry.find(&address) else { return Ok(()) };
@@ -208,6 +230,9 @@ impl Table<'_> {
             Control::Left { .. }
             | Control::Begun { .. }
             | Control::Here { .. }
+            | Control::Arriving { .. }
+            | Control::Wanted { .. }
+            | Control::Has { .. }
             | Control::Alive
             | Control::Knock
             | Control::Leaving { .. }

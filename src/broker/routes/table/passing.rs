@@ -74,6 +74,14 @@ impl Table<'_> {
                 Some(Entry::Claiming) | None => {}
             }
         }
+        let Some((order, to)) = self.refused.behind(order, to) else { return Ok(()) };
+        let order = match to {
+            Some(_) => order,
+            None => match self.cluster.wait_for_answer(order) {
+                Ok(()) => return Ok(()),
+                Err(order) => order,
+            },
+        };
         let message = self.routed(&order, to.as_deref());
         self.publish(message, Sent::Command(order, to))
     }
@@ -136,10 +144,20 @@ impl Table<'_> {
         if let Some(heir) = self.cluster.heir() {
             return self.pass_on(order, Some(heir));
         }
+        if let Err(order) = self.cluster.ask_for(order) {
+            self.nobody_for(order);
+        }
+        Ok(())
+    }
+
+    /// No bridge has the device of a command.
+    pub(super) fn nobody_for(&self, order: Order) {
+        if self.is_here(&order.command().address) {
+            return self.deliver(order);
+        }
         self.devices().metrics.route_returned();
         let fate = Fate::new(Outcome::Offline, "the device is not connected to any bridge");
         self.devices().reporter.report(order, fate);
-        Ok(())
     }
 
     /// Gives a command to its device, which is here.
