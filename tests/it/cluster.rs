@@ -1,5 +1,6 @@
 //! Several bridges, one address space: a command reaches its device wherever that is connected, and ends once.
 
+mod arriving;
 mod death;
 mod parked;
 mod restart;

@@ -76,6 +76,15 @@ impl Proxy {
         self.each(which, |link| link.set(State::Deaf));
     }
 
+    /// The same on the connection that comes to the broker from this port.
+    pub(crate) fn deafen_port(&self, port: u16) {
+        for link in self.shared.lock().iter() {
+            if link.broker.local_addr().is_ok_and(|address| address.port() == port) {
+                link.set(State::Deaf);
+            }
+        }
+    }
+
     /// Has the broker learn which connections have ended, and lets the others go on.
     pub(crate) fn heal(&self) {
         for link in self.shared.lock().iter() {
