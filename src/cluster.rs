@@ -15,7 +15,7 @@ mod recent;
 pub(crate) mod shards;
 mod urgent;
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -113,7 +113,10 @@ pub(crate) struct Cluster {
 struct Board {
     /// Devices of which the others may know something outdated, each once.
     changed: VecDeque<Address>,
-    is_changed: HashSet<Address>,
+    /// Those of them that are looked at first: commands wait for them.
+    hurried: VecDeque<Address>,
+    /// Whether each of them is among those.
+    is_changed: HashMap<Address, bool>,
     work: VecDeque<Work>,
     /// Where devices were handed over to: what comes for one here meanwhile goes there directly.
     moved: Recent<Arc<str>>,
@@ -152,10 +155,20 @@ impl Cluster {
             return;
         }
         let mut board = self.lock();
-        if board.is_changed.insert(address.clone()) {
+        if !board.is_changed.contains_key(address) {
+            board.is_changed.insert(address.clone(), false);
             board.changed.push_back(address.clone());
             drop(board);
             self.work.notify_one();
+        }
+    }
+
+    /// A command waits until a device is bound: if that is not begun, it is before those for which none does.
+    pub(crate) fn hurry(&self, address: &Address) {
+        let Board { hurried, is_changed, .. } = &mut *self.lock();
+        if let Some(is_hurried @ false) = is_changed.get_mut(address) {
+            *is_hurried = true;
+            hurried.push_back(address.clone());
         }
     }
 
@@ -242,9 +255,10 @@ impl Cluster {
     pub(crate) fn next_changed(&self) -> Option<Address> {
         let mut board = self.lock();
         loop {
-            let address = board.changed.pop_front()?;
+            let hurried = board.hurried.pop_front();
+            let address = hurried.or_else(|| board.changed.pop_front())?;
             // It may have been looked at since.
-            if board.is_changed.remove(&address) {
+            if board.is_changed.remove(&address).is_some() {
                 return Some(address);
             }
         }
@@ -252,7 +266,7 @@ impl Cluster {
 
     /// How many devices are to be looked at.
     pub(crate) fn changed(&self) -> usize {
-        self.lock().changed.len()
+        self.lock().is_changed.len()
     }
 
     /// What is to be done next, and the device to be looked at before, of which the others may know something
@@ -261,7 +275,7 @@ impl Cluster {
         let mut board = self.lock();
         let work = board.work.pop_front()?;
         let changed = work.address().cloned();
-        let changed = changed.filter(|address| board.is_changed.remove(address));
+        let changed = changed.filter(|address| board.is_changed.remove(address).is_some());
         Some((changed, work))
     }
 
@@ -273,7 +287,7 @@ impl Cluster {
     /// Whether nothing is to be done.
     pub(crate) fn is_idle(&self) -> bool {
         let board = self.lock();
-        board.work.is_empty() && board.changed.is_empty() && self.is_answered()
+        board.work.is_empty() && board.is_changed.is_empty() && self.is_answered()
     }
 
     /// The connection is there, or lost: whether devices that come and go are to be noted.
@@ -281,6 +295,7 @@ impl Cluster {
         self.routing.store(routing, Ordering::Relaxed);
         let mut board = self.lock();
         board.changed.clear();
+        board.hurried.clear();
         board.is_changed.clear();
     }
 

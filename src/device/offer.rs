@@ -81,9 +81,16 @@ impl Session {
                 let waiting = shared.lane.len();
                 return Ok(Offer::LaneFull(order, waiting));
             }
-            if !may_wait {
+            // Where the device itself is waited for there is a limit. A binding is waited for by what the broker has
+            // delivered, and not for long.
+            if !may_wait && !shared.hold.claiming {
                 return Ok(Offer::NoRoom(order));
             }
+        }
+        if shared.hold.claiming
+            && let Some(cluster) = &devices.cluster
+        {
+            cluster.hurry(&self.address);
         }
         if order.facts.origin.route.handed && shared.hold.claiming {
             shared.lane.push_handed(order, now);

@@ -24,10 +24,14 @@ use sender::Sender;
 use size::Size;
 use world::{NAMES, PREFETCH, World};
 
-use crate::harness::{Cluster, Dice, address, within};
+use crate::harness::{Cluster, Dice, within};
 
 /// Bad commands that are shown: more tell little more.
 const SHOWN: usize = 20;
+
+/// How long after the load, and how often, the queues of what has expired while it was parked and is not among the
+/// undelivered get other leaders.
+const ELECTED_AGAIN: Duration = Duration::from_secs(60);
 
 #[test]
 fn whatever_is_killed_each_command_ends_once_and_presence_ends_in_the_truth() {
@@ -57,8 +61,13 @@ fn whatever_is_killed_each_command_ends_once_and_presence_ends_in_the_truth() {
     world.crowd.calm();
 
     let ended = Instant::now();
+    let mut elected = Instant::now();
     let settling = || {
         world.crowd.is_complete()?;
+        if elected.elapsed() >= ELECTED_AGAIN {
+            elected = Instant::now();
+            world.elect_again();
+        }
         world.is_settled(size.devices)?;
         world.presence_is_true()?;
         match world.crowd.lingering() {
@@ -118,38 +127,12 @@ fn report(world: &World<'_>, size: Size, unsettled: bool) {
     for one in &wrong {
         *kinds.entry(one.split(':').next().unwrap_or_default()).or_default() += 1;
     }
-    show_parked(world, &account);
     let shown: Vec<&str> = wrong.iter().take(SHOWN).map(String::as_str).collect();
     panic!(
         "{} are wrong, {again} of at most {again_max} were told again\n{kinds:#?}\n{}",
         wrong.len(),
         shown.join("\n")
     );
-}
-
-/// What the broker says of the queues in which that was parked that should be among the undelivered by now.
-fn show_parked(world: &World<'_>, account: &Account) {
-    let missing = account.commands.iter().filter(|told| told.is_to_come());
-    let queues: Vec<String> = missing
-        .map(|told| world.scene.parked_for(&address(told.spec.device)))
-        .take(SHOWN)
-        .collect();
-    if queues.is_empty() {
-        return;
-    }
-    let asked = ["name", "state", "leader", "online", "members", "messages"];
-    for node in world.cluster.nodes() {
-        let all = node.ctl(&[&["list_queues", "--silent"], &asked[..]].concat());
-        let is_one = |line: &&str| {
-            let name = line.split('\t').next();
-            queues.iter().any(|queue| name == Some(queue.as_str()))
-        };
-        println!("the node on port {} has {asked:?}", node.port());
-        all.lines().filter(is_one).for_each(|line| println!("{line}"));
-        let said = node.logged();
-        let is_about = |line: &&str| queues.iter().any(|queue| line.contains(queue.as_str()));
-        said.lines().filter(is_about).for_each(|line| println!("{line}"));
-    }
 }
 
 fn last_outcomes(account: &Account) -> BTreeMap<&str, usize> {

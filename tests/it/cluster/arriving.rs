@@ -26,6 +26,8 @@ fn a_command_for_a_device_that_is_not_bound_yet_reaches_it_and_one_for_nobody_is
     let holder = setup(&scene, "b")
         .set("MQ_QUEUE", scene.queue() + ".b")
         .set("MQ_PORT", proxy.port().to_string())
+        // For devices that do not read. These do.
+        .set("MQ_STALLED_MAX", "1")
         .start();
     let (presence, receipts) = (scene.presence(), scene.receipts());
     for bridge in [&taker, &holder] {

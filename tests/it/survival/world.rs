@@ -10,13 +10,15 @@ use lapin::ExchangeKind;
 use lapin::types::AMQPValue;
 use serde_json::Value;
 
-use super::account::{Account, now_ms, time_ms};
+use super::account::{Account, Told, now_ms, time_ms};
 use super::crowd::Crowd;
 use super::presence::Presence;
 use super::reader::Reader;
 use super::sender::Ways;
 use super::size::Size;
-use crate::harness::{Amqp, Bridge, Cluster, Scene, Setup, free_port, get, persistent, within};
+use crate::harness::{
+    Amqp, Bridge, Cluster, Scene, Setup, address, free_port, get, persistent, within,
+};
 
 /// The bridges.
 pub(super) const NAMES: [&str; 3] = ["a", "b", "c"];
@@ -204,6 +206,31 @@ impl<'a> World<'a> {
         }
         let unsettled: f64 = self.metrics("rabbitline_unsettled").iter().sum();
         if unsettled == 0.0 { Ok(()) } else { Err(format!("{unsettled} are unsettled")) }
+    }
+
+    /// Has the queues of what has expired while it was parked, and is not among the undelivered, elect other leaders. In
+    /// RabbitMQ 3.10 a queue's dead letter worker may drop what its queue gives it when its leader has just changed
+    /// (`rabbit_fifo_dlx_worker received unhandled info`); the queue keeps it, and gives it to the worker of its next
+    /// leader and to no other.
+    pub(super) fn elect_again(&self) {
+        let account = self.account.lock().expect("the account");
+        let is_kept = |told: &&Told| {
+            let expired = told.receipts.iter().any(|receipt| receipt.outcome == "expired");
+            expired && told.spec.parks && told.is_to_come()
+        };
+        let kept = account.commands.iter().filter(is_kept);
+        let queues: Vec<String> = kept
+            .map(|told| format!("'%2F_{}'", self.scene.parked_for(&address(told.spec.device))))
+            .collect();
+        drop(account);
+        let Some(node) = self.cluster.nodes().first().filter(|_| !queues.is_empty()) else {
+            return;
+        };
+        let elect = "fun(Queue) -> {ok, All, Old} = ra:members({Queue, node()}), \
+                     Others = All -- [Old], New = lists:nth(rand:uniform(length(Others)), Others), \
+                     {Old, New, ra:transfer_leadership(Old, New)} end";
+        let said = node.ctl(&["eval", &format!("lists:map({elect}, [{}]).", queues.join(", "))]);
+        println!("what has expired in these queues is passed on by other leaders: {said}");
     }
 
     /// A series of each bridge.
