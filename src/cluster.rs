@@ -38,8 +38,9 @@ use crate::metrics::Metrics;
 use crate::order::Order;
 
 /// How many bridges may pass a command on. One suffices; a device that moves while a command is on its way
-/// takes one more each time, and more than this can only be a circle.
-pub(crate) const HOPS_MAX: u8 = 3;
+/// takes one more each time, and where inboxes are read seconds late some do so twice or three times. More than this can
+/// only be a circle.
+pub(crate) const HOPS_MAX: u8 = 8;
 
 /// What the task is to do.
 #[derive(Debug)]
@@ -328,6 +329,11 @@ impl Cluster {
     /// Whether a bridge is connected to the broker, as far as is known.
     pub(crate) fn is_present(&self, bridge: &str) -> bool {
         self.bridges().is_present(bridge)
+    }
+
+    /// Whether one of the known bridges is not.
+    pub(crate) fn misses_one(&self) -> bool {
+        self.bridges().miss_one()
     }
 
     /// A bridge is connected to the broker.

@@ -46,6 +46,11 @@ impl Bridges {
         self.known.get(name).is_some_and(|bridge| bridge.missing_since.is_none())
     }
 
+    /// Whether one of them is not.
+    pub(super) fn miss_one(&self) -> bool {
+        self.known.values().any(|bridge| bridge.missing_since.is_some())
+    }
+
     pub(super) fn is_there(&mut self, name: &str) {
         if let Some(bridge) = self.known.get_mut(name) {
             *bridge = Bridge::default();

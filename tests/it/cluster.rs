@@ -214,7 +214,7 @@ fn a_binding_that_no_bridge_stands_behind_is_no_circle() {
     assert_eq!(undelivered.next().header("x-outcome"), "offline");
 
     // And of a command that has been around.
-    let headers = table(&[("x-route-hops", AMQPValue::LongInt(3))]);
+    let headers = table(&[("x-route-hops", AMQPValue::LongInt(8))]);
     let tired = command("127.0.0.9", "ON").to_string();
     scene.publish_with(tired.as_bytes(), persistent().with_headers(headers));
     let letter = undelivered.next();

@@ -110,6 +110,8 @@ pub(super) struct Table<'a> {
     claimed: usize,
     /// Claims, and when to make them again.
     claims: VecDeque<(Instant, Address)>,
+    /// Claims, and when they were made, as long as commands may wait for the answer.
+    waited_for: VecDeque<(Instant, Address)>,
     /// Devices that are to be claimed again as soon as there is room.
     again: VecDeque<Address>,
     /// Devices that were neither bound nor leaving when this was looked at last.
@@ -187,6 +189,7 @@ impl<'a> Table<'a> {
             asked_for: VecDeque::new(),
             claimed: 0,
             claims: VecDeque::new(),
+            waited_for: VecDeque::new(),
             again: VecDeque::new(),
             pending: 0,
             said_arriving: None,

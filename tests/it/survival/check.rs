@@ -1,6 +1,6 @@
 //! What must be true in the end, said of what was seen from the outside.
 
-use super::account::{Account, Sent, Spec, Told};
+use super::account::{Account, Receipt, Sent, Spec, Told};
 use super::presence::Presence;
 
 /// How late a command may be read that was written in time, on a loaded machine.
@@ -74,9 +74,23 @@ pub(super) fn check(
 /// What counts as delivered was read by its device.
 fn is_true(told: &Told, say: &mut impl FnMut(&str)) {
     let delivered = |word: &str| matches!(word, "written" | "received" | "answered");
-    if told.seen.is_empty() && told.receipts.iter().any(|receipt| delivered(&receipt.outcome)) {
+    let mut counts = told.receipts.iter().enumerate().filter(|(index, receipt)| {
+        delivered(&receipt.outcome) && !is_taken_back(receipt, told.receipts.get(index + 1))
+    });
+    if told.seen.is_empty() && counts.next().is_some() {
         say("it counts as delivered, and its device has not read it");
     }
+}
+
+/// Whether the bridge that has told that a line was written says next that it may not have arrived: the connection ended
+/// before its device had acknowledged it.
+fn is_taken_back(receipt: &Receipt, next: Option<&Receipt>) -> bool {
+    receipt.outcome == "written"
+        && next.is_some_and(|next| {
+            next.outcome == "uncertain"
+                && next.bridge == receipt.bridge
+                && next.reason.starts_with("the line was written")
+        })
 }
 
 /// Whether its device had connected to a second bridge before the first had told that it is there, and the first has not let

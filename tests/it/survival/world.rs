@@ -10,7 +10,7 @@ use lapin::ExchangeKind;
 use lapin::types::AMQPValue;
 use serde_json::Value;
 
-use super::account::{Account, Told, now_ms, time_ms};
+use super::account::{Account, Sent, Told, now_ms, time_ms};
 use super::crowd::Crowd;
 use super::presence::Presence;
 use super::reader::Reader;
@@ -214,6 +214,11 @@ impl<'a> World<'a> {
     /// leader and to no other.
     pub(super) fn elect_again(&self) {
         let account = self.account.lock().expect("the account");
+        let is_on_its_way = |told: &Told| told.sent == Sent::Confirmed && told.receipts.is_empty();
+        if account.commands.iter().any(is_on_its_way) {
+            // It is too soon to tell.
+            return;
+        }
         let is_kept = |told: &&Told| {
             let expired = told.receipts.iter().any(|receipt| receipt.outcome == "expired");
             expired && told.spec.parks && told.is_to_come()
@@ -226,9 +231,10 @@ impl<'a> World<'a> {
         let Some(node) = self.cluster.nodes().first().filter(|_| !queues.is_empty()) else {
             return;
         };
-        let elect = "fun(Queue) -> {ok, All, Old} = ra:members({Queue, node()}), \
+        // Where a member does not run, another look may find one that does.
+        let elect = "fun(Queue) -> catch begin {ok, All, Old} = ra:members({Queue, node()}), \
                      Others = All -- [Old], New = lists:nth(rand:uniform(length(Others)), Others), \
-                     {Old, New, ra:transfer_leadership(Old, New)} end";
+                     {Old, New, ra:transfer_leadership(Old, New)} end end";
         let said = node.ctl(&["eval", &format!("lists:map({elect}, [{}]).", queues.join(", "))]);
         println!("what has expired in these queues is passed on by other leaders: {said}");
     }

@@ -22,6 +22,9 @@ const BINDINGS_MAX: usize = 128;
 /// nobody for a command then asks before it takes the device for offline. Fewer are bound within milliseconds.
 const ARRIVING_MANY: usize = 32;
 const BINDING_IS_SLOW: Duration = Duration::from_millis(200);
+/// How long commands wait for the answer to a claim while a bridge is missing, to which it may have gone: a dead one has
+/// no connection of the device, and its bindings stay for seconds.
+const ANSWER_OF_MISSING: Duration = Duration::from_millis(500);
 /// How often they are told so, which they believe for three times as long.
 const ARRIVING_EVERY: Duration = Duration::from_millis(500);
 
@@ -43,7 +46,9 @@ impl Table<'_> {
     /// Asks whether another bridge has a device.
     pub(super) fn claim(&mut self, address: Address) -> Result<(), BrokerError> {
         let Some(session) = self.devices().registry.find(&address) else { return Ok(()) };
-        self.claims.push_back((Instant::now() + CLAIM_AGAIN, address.clone()));
+        let now = Instant::now();
+        self.claims.push_back((now + CLAIM_AGAIN, address.clone()));
+        self.waited_for.push_back((now, address.clone()));
         let claim = self.claim_for(&address, session.epoch());
         self.claimed += 1;
         self.publish(claim, Sent::Claim(address))
@@ -51,10 +56,16 @@ impl Table<'_> {
 
     /// Those that have not been answered in time are claimed once more, and what waits for them waits no longer.
     pub(super) fn look_at_claims(&mut self, now: Instant) {
+        let patience = if self.cluster.misses_one() { ANSWER_OF_MISSING } else { CLAIM_AGAIN };
+        while let Some((_, address)) = self.waited_for.pop_front_if(|(at, _)| *at + patience <= now)
+        {
+            if matches!(self.entries.get(&address), Some(Entry::Claiming)) {
+                self.devices().registry.release(self.devices(), &address);
+            }
+        }
         while self.claims.front().is_some_and(|(at, _)| *at <= now) {
             let Some((_, address)) = self.claims.pop_front() else { break };
             if matches!(self.entries.get(&address), Some(Entry::Claiming)) {
-                self.devices().registry.release(self.devices(), &address);
                 self.again.push_back(address);
             }
         }
