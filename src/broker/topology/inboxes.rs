@@ -67,8 +67,9 @@ pub(in super::super) async fn prepare_inbox(
 }
 
 /// What waits this long in an inbox, which nobody reads then, goes back to the command queue: another bridge
-/// takes it there. Far longer than a bridge takes to connect again.
-pub(in super::super) const INBOX_TTL: Duration = Duration::from_secs(60);
+/// takes it there. Far longer than a bridge takes to connect again, or than a busy one is behind: what it has not come to read
+/// would be passed on to it once more. That nobody reads an inbox is known sooner, by claims, which expire within seconds.
+pub(in super::super) const INBOX_TTL: Duration = Duration::from_secs(600);
 
 /// An inbox that nobody has used for this long vanishes. Nothing is in it then, and a bridge that comes later makes
 /// another; far longer than any bridge takes to come back that will.
