@@ -22,7 +22,7 @@ pub(crate) struct Options {
     /// Drain to so many devices [default: 1,100,1000,10000; quick: 100,1000]
     #[arg(long, value_delimiter = ',', value_name = "N,...")]
     devices: Vec<usize>,
-    /// Commands of one drain [default: what takes about two seconds; quick: half]
+    /// Commands of one drain [default: what takes some five seconds; quick: half]
     #[arg(long, value_name = "N")]
     commands: Option<u64>,
     /// Times each figure is taken [default: 3; quick: 1]
@@ -116,10 +116,11 @@ impl Options {
     }
 
     pub(crate) fn commands(&self, prefetch: u16) -> u64 {
+        // Four seconds or more on two cores: of less the noise is as large as what is looked for.
         let full = match prefetch {
-            ..8 => 20_000,
-            8..64 => 60_000,
-            64.. => 120_000,
+            ..8 => 40_000,
+            8..64 => 120_000,
+            64.. => 300_000,
         };
         self.commands.unwrap_or(if self.quick { full / 2 } else { full }).max(2)
     }
