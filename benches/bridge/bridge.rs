@@ -109,6 +109,9 @@ impl Bridge {
                 .envs([("DEVICE_LISTEN", "127.0.0.1:0"), ("HTTP_LISTEN", "127.0.0.1:0")])
                 .env("MQ_PORT", broker.port.to_string())
                 .env("MQ_PREFETCH", prefetch.to_string())
+                // The limit waits for a device that does not read for a moment; so does ours, instead of refusing what
+                // is more than a lane holds.
+                .envs([("DEVICE_LANE_MAX", "60000"), ("MQ_STALLED_MAX", "60000")])
                 .envs(settings.iter().copied())
                 .stdin(Stdio::null())
                 .stdout(Stdio::null())
