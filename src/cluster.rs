@@ -9,7 +9,9 @@ mod arriving;
 mod asking;
 mod bridges;
 pub(crate) mod control;
+mod elsewhere;
 mod heirs;
+mod lost;
 mod moving;
 mod recent;
 pub(crate) mod shards;
@@ -27,15 +29,17 @@ use tracing::error;
 use self::arriving::Arriving;
 use self::bridges::Bridges;
 use self::control::Control;
+use self::elsewhere::Elsewhere;
 use self::heirs::Heirs;
 use self::moving::Moving;
-pub(crate) use self::moving::{Ended, Overdue};
+pub(crate) use self::moving::{Connection, Overdue};
 use self::recent::Recent;
 pub(crate) use self::urgent::Urgent;
 use self::urgent::UrgentQueue;
 use crate::command::{Address, Reason};
 use crate::metrics::Metrics;
 use crate::order::Order;
+use crate::run::Run;
 
 /// How many bridges may pass a command on. One suffices; a device that moves while a command is on its way
 /// takes one more each time, and where inboxes are read seconds late some do so twice or three times. More than this can
@@ -89,6 +93,7 @@ impl Work {
 #[derive(Debug)]
 pub(crate) struct Cluster {
     pub(crate) bridge: Arc<str>,
+    run: Arc<str>,
     metrics: Metrics,
     /// Whether the other bridges find the devices of this one.
     pub(crate) routing: AtomicBool,
@@ -99,8 +104,12 @@ pub(crate) struct Cluster {
     /// What is to be said to other bridges past all that.
     pub(crate) urgent: UrgentQueue,
     bridges: Mutex<Bridges>,
-    /// Devices whose bridge has ended.
+    /// Devices whose bridge has ended, and for how long those are held whose bridge did not say.
     moving: Mutex<Moving>,
+    moving_for: Duration,
+    elsewhere: Mutex<Elsewhere>,
+    /// When another bridge has said last that this one was taken for dead.
+    said_lost: Mutex<Option<Instant>>,
     heirs: Mutex<Heirs>,
     /// Commands of whose devices other bridges are asked.
     arriving: Mutex<Arriving>,
@@ -127,14 +136,16 @@ struct Board {
 
 impl Cluster {
     /// Owes nothing yet.
-    pub(crate) fn new(bridge: Arc<str>, metrics: Metrics) -> Self {
+    pub(crate) fn new(run: Run, metrics: Metrics, moving_for: Duration) -> Self {
+        let Run { bridge, name: run } = run;
         let (routing, work) = (AtomicBool::new(false), Notify::new());
-        let (board, bridges) = (Mutex::default(), Mutex::default());
+        let (board, bridges, elsewhere) = (Mutex::default(), Mutex::default(), Mutex::default());
         let (moving, heirs, arriving) = (Mutex::default(), Mutex::default(), Mutex::default());
-        let (held, leaving) = (Notify::new(), AtomicBool::new(false));
+        let (held, leaving, said_lost) = (Notify::new(), AtomicBool::new(false), Mutex::default());
         let urgent = UrgentQueue::default();
         Self {
             bridge,
+            run,
             metrics,
             routing,
             work,
@@ -142,6 +153,9 @@ impl Cluster {
             urgent,
             bridges,
             moving,
+            moving_for,
+            elsewhere,
+            said_lost,
             heirs,
             arriving,
             held,
@@ -367,6 +381,7 @@ impl Cluster {
     /// The bindings of a bridge lead nowhere: all others are to claim again what they claimed from it.
     pub(crate) fn left(&self, gone: &str) {
         self.none_moved_to(gone);
+        self.is_lost(gone);
         for other in self.others().into_iter().filter(|other| **other != *gone) {
             self.push(Work::Say(other, Control::Left { bridge: gone.to_owned() }));
         }

@@ -64,6 +64,7 @@ struct Cluster {
     taken_over: Counter,
     bridges: Gauge,
     moving: Gauge,
+    elsewhere: Gauge,
 }
 
 /// What becomes of commands.
@@ -178,6 +179,7 @@ impl Cluster {
             handed_over: counter(r, "route_devices_handed_over", "Devices handed over to another bridge that they have connected to."),
             bridges: gauge(r, "route_bridges", "Other bridges that are known."),
             moving: gauge(r, "route_moving", "Devices of bridges that have ended, which may come back."),
+            elsewhere: gauge(r, "route_devices_elsewhere", "Devices of other bridges, of which this one tells that they are gone if their bridge dies."),
             taken_over: counter(r, "route_bridges_taken_over", "Bridges that were gone, and whose commands this one has taken on."),
         }
     }
@@ -265,6 +267,11 @@ impl Metrics {
     /// So many other bridges are known.
     pub fn bridges(&self, count: usize) {
         self.0.cluster.bridges.set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    /// So many devices of other bridges are remembered.
+    pub fn elsewhere(&self, count: usize) {
+        self.0.cluster.elsewhere.set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
     /// So many devices of bridges that have ended are held.

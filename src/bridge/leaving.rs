@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
 
 use crate::chance;
-use crate::cluster::Ended;
+use crate::cluster::Connection;
 use crate::cluster::shards::shard_of;
 use crate::device::{Devices, Session};
 
@@ -30,19 +30,15 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// are offline, unless they do not come back.
 pub(super) async fn hand_over(devices: &Devices, moving: Duration, spread: Duration) -> bool {
     let Some(cluster) = &devices.cluster else { return false };
-    let sessions = devices.registry.all();
-    let own = sessions.iter().filter(|session| session.is_announced()).map(|session| Ended {
-        address: session.address().to_string(),
-        epoch: session.epoch(),
-        peer: session.peer(),
-    });
+    let own = devices.registry.announced();
     let (held, left) = cluster.give_up_moving();
-    let of_others = held.iter().map(|it| Ended {
+    let of_others = held.iter().map(|it| Connection {
         address: it.address.to_string(),
         epoch: it.epoch,
         peer: it.peer,
+        lost: it.lost,
     });
-    let own: Vec<Ended> = if moving.is_zero() { Vec::new() } else { own.collect() };
+    let own: Vec<Connection> = if moving.is_zero() { Vec::new() } else { own };
     let lists = [(own, moving + spread), (of_others.collect(), left)];
     let count: usize = lists.iter().map(|(list, _)| list.len()).sum();
     let is_held = cluster.hand_over(lists, HELD_WITHIN).await;
@@ -56,7 +52,7 @@ pub(super) async fn hand_over(devices: &Devices, moving: Duration, spread: Durat
     }
     for gone in held {
         if !is_held {
-            devices.registry.tell_gone(&gone.address, gone.epoch, gone.peer);
+            devices.registry.tell_gone(&gone);
         }
         cluster.go_on(gone.waiting);
     }

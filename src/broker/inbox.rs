@@ -31,9 +31,17 @@ pub(super) fn hear(devices: &Devices, cluster: &Cluster, body: &[u8]) {
             info!(bridge, "another bridge takes over from one that is gone");
             cluster.none_moved_to(&bridge);
             cluster.is_no_heir(&bridge);
+            cluster.is_lost(&bridge);
             cluster.forget_bridge(&bridge);
             cluster.push(Work::ClaimAgain);
         }
+        Control::WasLost { run } => {
+            if cluster.was_lost(&run) {
+                warn!("other bridges have taken this one for dead; its devices are told anew.");
+                devices.registry.tell_anew();
+            }
+        }
+        Control::Devices { bridge, run, devices } => cluster.has_these(&bridge, &run, devices),
         // Whoever takes over reads what others say to themselves, too.
         Control::Begun { bridge } if *bridge == *cluster.bridge => cluster.push(Work::Begun),
         Control::Leaving { bridge } => {

@@ -59,6 +59,10 @@ impl Arriving {
         self.believed.insert(bridge.into(), now + BELIEVED_FOR).is_none_or(|until| until < now)
     }
 
+    pub(super) fn some_are_busy(&self, now: Instant) -> bool {
+        self.believed.values().any(|until| *until > now)
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.waiting.is_empty() && self.open.is_none()
     }

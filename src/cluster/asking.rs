@@ -30,6 +30,11 @@ impl Cluster {
         }
     }
 
+    /// Whether one has said so just now.
+    pub(crate) fn some_are_arriving(&self, now: Instant) -> bool {
+        self.arriving().some_are_busy(now)
+    }
+
     /// Asks the other bridges about the device of a command that no binding leads to. Gives it back if none of them
     /// has devices that are not bound.
     pub(crate) fn ask_for(&self, order: Order) -> Result<(), Order> {

@@ -41,6 +41,11 @@ impl Bridges {
         self.known.keys().cloned().collect()
     }
 
+    /// Whether one has been heard of.
+    pub(super) fn knows(&self, name: &str) -> bool {
+        self.known.contains_key(name)
+    }
+
     /// Whether one is there, as far as is known.
     pub(super) fn is_present(&self, name: &str) -> bool {
         self.known.get(name).is_some_and(|bridge| bridge.missing_since.is_none())

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
 
-use super::moving::Ended;
+use super::moving::Connection;
 
 /// The AMQP property `type` of such a message.
 pub(crate) const TYPE: &str = "rabbitline.cluster";
@@ -38,11 +38,15 @@ pub(crate) enum Control {
     Left { bridge: String },
     /// To one that was not known: this one is there, too, and has given out epochs up to this.
     Here { bridge: String, epoch: u64 },
+    /// To such a one, in parts: these devices are connected to the bridge, in this run of it. Said at once.
+    Devices { bridge: String, run: String, devices: Vec<Connection> },
+    /// To one that was taken for dead, in this run of it: that its devices are gone may have been told. Said at once.
+    WasLost { run: String },
     /// The bridge ends, and reads its inbox no longer when it has read this far.
     Leaving { bridge: String },
     /// The bridge ends: whoever hears this holds its devices, and tells that those are offline of which nothing
     /// else is told for so long, after so many other bridges have had their turn. Said at once, past the inbox, in parts.
-    Moving { bridge: String, part: u32, devices: Vec<Ended>, within_ms: u64, turn: u32 },
+    Moving { bridge: String, part: u32, devices: Vec<Connection>, within_ms: u64, turn: u32 },
     /// To one that ends: the bridge holds so many of the devices of this part. Said at once.
     Held { bridge: String, part: u32, count: usize },
     /// The bridge has devices that are not bound yet. Said at once.
@@ -81,7 +85,7 @@ mod tests {
         let address = "10.2.0.7".to_owned();
         let bridge = "b1".to_owned();
         let peer = std::net::SocketAddr::from(([10, 2, 0, 7], 5000));
-        let ended = Ended { address: address.clone(), epoch: 7, peer };
+        let ended = Connection { address: address.clone(), epoch: 7, peer, lost: true };
         let all = [
             Control::Claim {
                 address: address.clone(),
@@ -97,6 +101,12 @@ mod tests {
             Control::Begun { bridge: "b2".to_owned() },
             Control::Left { bridge: "b2".to_owned() },
             Control::Here { bridge: "b2".to_owned(), epoch: 9 },
+            Control::Devices {
+                bridge: "b2".to_owned(),
+                run: "1f".to_owned(),
+                devices: vec![ended.clone()],
+            },
+            Control::WasLost { run: "1f".to_owned() },
             Control::Leaving { bridge: "b2".to_owned() },
             Control::Moving {
                 bridge: "b2".to_owned(),

@@ -8,13 +8,13 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
 use super::control::Control;
-use super::moving::{Ended, Moving, Overdue};
+use super::moving::{Connection, Moving, Overdue};
 use super::{Cluster, Urgent, Work};
 use crate::command::Address;
 use crate::order::Order;
 
 /// Devices in one message: some 40 KiB.
-const DEVICES_A_MESSAGE: usize = 500;
+pub(super) const DEVICES_A_MESSAGE: usize = 500;
 
 /// For how long a bridge that ends may be told that its devices are held: longer than it waits for that.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
@@ -43,7 +43,7 @@ impl Cluster {
     /// one of them holds all. To be called once, behind `give_up_moving`, when no device may connect here any more.
     pub(crate) async fn hand_over(
         &self,
-        lists: [(Vec<Ended>, Duration); 2],
+        lists: [(Vec<Connection>, Duration); 2],
         limit: Duration,
     ) -> bool {
         let count = lists.iter().map(|(list, _)| list.len()).sum();
@@ -102,7 +102,7 @@ impl Cluster {
     }
 
     /// Holds devices of a bridge that ends; how many. So many bridges tell of them before this one.
-    pub(crate) fn hold(&self, devices: &[Ended], within: Duration, turn: u32) -> usize {
+    pub(crate) fn hold(&self, devices: &[Connection], within: Duration, turn: u32) -> usize {
         if self.is_leaving() {
             return 0;
         }
@@ -135,6 +135,11 @@ impl Cluster {
             waiting
         };
         self.go_on(waiting);
+    }
+
+    /// Another bridge has a device, with this epoch.
+    pub(crate) fn is_held_no_longer(&self, address: &Address, epoch: u64) {
+        self.told(address, epoch.saturating_add(1), true);
     }
 
     /// Holds a device for a little longer that has not come back in time.

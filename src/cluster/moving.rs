@@ -1,7 +1,7 @@
 //! `Moving`: devices whose bridge has ended, and which have not come back to any yet. Pure: the time is an argument.
 //!
 //! The bridge that ended told nobody that they are offline; whoever has them here does so when their time is over.
-//! Meanwhile commands for them wait.
+//! Meanwhile commands for them wait; not those for devices of a bridge that has died, which may be as dead as that.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
@@ -16,12 +16,15 @@ use crate::order::Order;
 /// Devices that may be held, at some 200 bytes each. Of more their own bridge tells.
 const MOVING_MAX: usize = 100_000;
 
-/// A connection that ended with its bridge.
+/// A connection of a device, as bridges speak of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Ended {
+pub(crate) struct Connection {
     pub(crate) address: String,
     pub(crate) epoch: u64,
     pub(crate) peer: SocketAddr,
+    /// Whether its bridge has died.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) lost: bool,
 }
 
 /// The devices that are held.
@@ -37,6 +40,8 @@ struct Held {
     until: Instant,
     /// How much later than others this bridge tells of it.
     turn: Duration,
+    /// Whether its bridge has died.
+    lost: bool,
     waiting: VecDeque<Order>,
 }
 
@@ -47,31 +52,33 @@ pub(crate) struct Overdue {
     pub(crate) epoch: u64,
     pub(crate) peer: SocketAddr,
     turn: Duration,
+    pub(crate) lost: bool,
     pub(crate) waiting: VecDeque<Order>,
 }
 
 impl Moving {
     /// Holds a device until it is told that it is back, or `until`, which is by `turn` later than elsewhere. False if
     /// there is no room, or it is none.
-    pub(super) fn hold(&mut self, ended: &Ended, until: Instant, turn: Duration) -> bool {
+    pub(super) fn hold(&mut self, ended: &Connection, until: Instant, turn: Duration) -> bool {
         let Ok(address) = Address::parse(&ended.address) else { return false };
         if self.held.len() >= MOVING_MAX && !self.held.contains_key(&address) {
             return false;
         }
-        let (epoch, peer) = (ended.epoch, ended.peer);
+        let Connection { epoch, peer, lost, .. } = *ended;
         let waiting = VecDeque::new();
         let held = self.held.entry(address);
-        let held = held.or_insert(Held { epoch, peer, until, turn, waiting });
+        let held = held.or_insert(Held { epoch, peer, until, turn, lost, waiting });
         if held.epoch < epoch {
-            (held.epoch, held.peer, held.until, held.turn) = (epoch, peer, until, turn);
+            let waiting = std::mem::take(&mut held.waiting);
+            *held = Held { epoch, peer, until, turn, lost, waiting };
         }
         true
     }
 
     /// Holds one for longer that was overdue.
     pub(super) fn hold_on(&mut self, overdue: Overdue, until: Instant) {
-        let Overdue { address, epoch, peer, turn, mut waiting } = overdue;
-        let new = Held { epoch, peer, until, turn, waiting: VecDeque::new() };
+        let Overdue { address, epoch, peer, turn, lost, mut waiting } = overdue;
+        let new = Held { epoch, peer, until, turn, lost, waiting: VecDeque::new() };
         let held = self.held.entry(address).or_insert(new);
         waiting.append(&mut held.waiting);
         held.waiting = waiting;
@@ -91,11 +98,11 @@ impl Moving {
     /// Lets a command wait for a device that is held; gives it back if it is not.
     pub(super) fn wait(&mut self, order: Order) -> Result<(), Order> {
         match self.held.get_mut(&order.command().address) {
-            Some(held) => {
+            Some(held) if !held.lost => {
                 held.waiting.push_back(order);
                 Ok(())
             }
-            None => Err(order),
+            Some(_) | None => Err(order),
         }
     }
 
@@ -142,8 +149,8 @@ impl Moving {
 }
 
 fn overdue(address: Address, held: Held) -> Overdue {
-    let Held { epoch, peer, turn, waiting, .. } = held;
-    Overdue { address, epoch, peer, turn, waiting }
+    let Held { epoch, peer, turn, lost, waiting, .. } = held;
+    Overdue { address, epoch, peer, turn, lost, waiting }
 }
 
 #[cfg(test)]
@@ -152,9 +159,9 @@ mod tests {
 
     const WITHIN: Duration = Duration::from_secs(30);
 
-    fn ended(address: &str, epoch: u64) -> Ended {
+    fn ended(address: &str, epoch: u64) -> Connection {
         let peer = SocketAddr::from(([10, 0, 0, 1], 5000));
-        Ended { address: address.to_owned(), epoch, peer }
+        Connection { address: address.to_owned(), epoch, peer, lost: false }
     }
 
     fn device(address: &str) -> Address {

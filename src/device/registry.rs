@@ -5,7 +5,6 @@
 //! overtakes the beginning of the next. An entry is removed only by the epoch that made it.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
-use std::net::SocketAddr;
 use std::ops::Bound;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -15,13 +14,16 @@ use super::fronted::Fronted;
 use super::session::Session;
 use super::{Devices, EndReason};
 use crate::clock::Moment;
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, Connection as Known, Overdue};
 use crate::command::Address;
 use crate::metrics::Metrics;
 use crate::order::Order;
 use crate::presence::{Change, Presence, Update};
 use crate::settings::Second;
 use crate::trail::{Connection, Trail};
+
+/// The reason of an `offline` that another bridge tells in the place of one that has died.
+const BRIDGE_LOST: &str = "bridge_lost";
 
 /// Why a connection was not taken up.
 #[derive(Debug)]
@@ -156,10 +158,15 @@ impl Registry {
 
     /// No other bridge has the device of `address`: its connection may be told, and take what waits.
     pub(crate) fn announce(&self, devices: &Devices, address: &Address) {
-        let state = self.lock();
-        let Some(session) = state.sessions.get(address) else { return };
+        let mut state = self.lock();
+        let Some(session) = state.sessions.get(address).cloned() else { return };
+        let is_doubted = session.is_doubted();
         if !session.set_announced(true) {
-            self.tell_online(session, Moment::now());
+            if is_doubted {
+                state.last_epoch += 1;
+                session.set_epoch(state.last_epoch);
+            }
+            self.tell_online(&session, Moment::now());
             devices.seek_parked(address);
         }
         session.release(devices);
@@ -277,7 +284,7 @@ impl Registry {
     }
 
     fn ended(&self, session: &Session, reason: EndReason, now: Moment) {
-        if session.is_announced() {
+        if session.is_announced() || session.is_doubted() {
             self.presence.changed(offline(session, reason, now));
         }
         let connection = Connection {
@@ -309,22 +316,38 @@ impl Registry {
         Some((seq, state.sessions.values().cloned().collect()))
     }
 
-    /// The connection of `address` that had this epoch ended with its bridge, and the device is at none: tells so,
-    /// unless it is here.
-    pub(crate) fn tell_gone(&self, address: &Address, epoch: u64, peer: SocketAddr) {
+    /// A connection ended with its bridge, and the device is at none: tells so, unless it is here.
+    pub(crate) fn tell_gone(&self, gone: &Overdue) {
         let state = self.lock();
-        if state.sessions.contains_key(address) {
+        if state.sessions.contains_key(&gone.address) {
             return;
         }
         self.presence.changed(Change {
-            address: address.clone(),
-            epoch,
+            address: gone.address.clone(),
+            epoch: gone.epoch,
             online: false,
             update: None,
             at_ms: Moment::now().wall_ms,
-            reason: EndReason::Shutdown.label(),
-            peer,
+            reason: if gone.lost { BRIDGE_LOST } else { EndReason::Shutdown.label() },
+            peer: gone.peer,
         });
+    }
+
+    /// Another bridge has taken this one for dead, and may have told that its devices are gone: each is told anew, as a later
+    /// connection, once it is known to be at no other.
+    pub(crate) fn tell_anew(&self) {
+        let state = self.lock();
+        for session in state.sessions.values().filter(|session| session.is_announced()) {
+            session.doubt();
+            self.touch(session.address());
+        }
+    }
+
+    /// The connections readers know of, for other bridges.
+    pub(crate) fn announced(&self) -> Vec<Known> {
+        let sessions = self.all();
+        let announced = sessions.iter().filter(|session| session.is_announced());
+        announced.map(|session| session.known()).collect()
     }
 
     /// How many devices are connected.

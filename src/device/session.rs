@@ -20,6 +20,7 @@ use super::proofs::Proofs;
 use super::transport::{Socket, Transport};
 use super::{Devices, EndReason, Rules, Tickets};
 use crate::clock::Moment;
+use crate::cluster::Connection;
 use crate::command::Address;
 use crate::order::Order;
 use crate::protocol::Wire;
@@ -33,6 +34,8 @@ pub struct Session {
     epoch: AtomicU64,
     /// Whether readers of presence know of it, or are about to.
     announced: AtomicBool,
+    /// Whether they may have been told since that it is over, though it is not.
+    doubted: AtomicBool,
     pub(super) peer: SocketAddr,
     pub(super) rules: Arc<Rules>,
     _tickets: Tickets,
@@ -129,6 +132,7 @@ impl Session {
             number: epoch,
             epoch: AtomicU64::new(epoch),
             announced: AtomicBool::new(true),
+            doubted: AtomicBool::new(false),
             peer,
             rules,
             _tickets: tickets,
@@ -167,7 +171,25 @@ impl Session {
 
     /// Notes whether they are; gives whether they were.
     pub(super) fn set_announced(&self, announced: bool) -> bool {
+        self.doubted.store(false, Ordering::Relaxed);
         self.announced.swap(announced, Ordering::Relaxed)
+    }
+
+    /// Readers may have been told that it is over: it is to be told anew.
+    pub(super) fn doubt(&self) {
+        self.set_announced(false);
+        self.doubted.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it was told, and is to be told anew.
+    pub(super) fn is_doubted(&self) -> bool {
+        self.doubted.load(Ordering::Relaxed)
+    }
+
+    /// As bridges speak of it.
+    pub(crate) fn known(&self) -> Connection {
+        let address = self.address.to_string();
+        Connection { address, epoch: self.epoch(), peer: self.peer, lost: false }
     }
 
     /// From now on what comes waits, until `release`: another bridge may have the device still. Called

@@ -197,7 +197,7 @@ section! {
     bridge_name: Option<String> = "BRIDGE_NAME", "", "Name of this bridge in events and receipts; unset: the host name.";
     cluster: Switch = "CLUSTER", "off", "`on`: this bridge is one of several that share the devices and the command queue; each needs a `BRIDGE_NAME` of its own.";
     cluster_gone_after: Duration = "CLUSTER_GONE_AFTER", "5s", "A bridge that has not been connected to the broker for this long is taken over from by another.";
-    cluster_moving: Time = "CLUSTER_MOVING", "30s", "How long after a bridge has ended by SIGTERM its devices may take to come back to any bridge before they are told as offline. 0s: they are told at once.";
+    cluster_moving: Time = "CLUSTER_MOVING", "30s", "How long after a bridge has ended, or is taken for dead, its devices may take to come back to any bridge before they are told as offline. 0s: they are told at once.";
     cluster_drain_spread: Time = "CLUSTER_DRAIN_SPREAD", "5s", "On SIGTERM the connections of devices are closed one after the other over this time, at most half of `SHUTDOWN_GRACE`, if there is another bridge. 0s: all at once.";
     bridge_heartbeat: Duration = "BRIDGE_HEARTBEAT", "3s", "How often the bridge says in `bridge.<name>` that it is there.";
     last_value_max: Room = "LAST_VALUE_MAX", "16777216", "Bytes of memory for the last line of each device, all together, which is shown to who asks for the state; the oldest goes first. 0: none is kept.";

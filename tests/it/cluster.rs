@@ -2,6 +2,7 @@
 
 mod arriving;
 mod death;
+mod lost;
 mod parked;
 mod restart;
 mod takeover;

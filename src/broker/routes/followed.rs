@@ -1,5 +1,6 @@
 //! What the other bridges tell everybody: which devices they have, and how high their epochs are.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use futures_util::StreamExt;
@@ -18,12 +19,15 @@ struct Event<'a> {
     online: bool,
     epoch: u64,
     bridge: &'a str,
+    run: Option<&'a str>,
+    peer: Option<SocketAddr>,
 }
 
 /// That a bridge is there, as much of it as matters.
 #[derive(Deserialize)]
 struct Beat<'a> {
     bridge: &'a str,
+    run: Option<&'a str>,
     routes: Option<&'a str>,
     epoch: Option<u64>,
 }
@@ -46,6 +50,9 @@ pub(super) async fn hear(
                 if let Some(beat) = beat.filter(|beat| beat.routes == Some(routes)) {
                     devices.registry.heard(beat.epoch.unwrap_or_default());
                     cluster.heard_of(beat.bridge);
+                    if let Some(run) = beat.run {
+                        cluster.runs(beat.bridge, run);
+                    }
                 }
             }
             Ok(event) => take_up(&event.data, devices, cluster),
@@ -59,14 +66,19 @@ pub(super) async fn hear(
 
 fn take_up(body: &[u8], devices: &Devices, cluster: &Cluster) {
     let Ok(event) = serde_json::from_slice::<Event<'_>>(body) else { return };
+    let Ok(address) = Address::parse(event.address) else { return };
     if *event.bridge == *cluster.bridge {
+        cluster.is_not_elsewhere(&address, event.epoch);
         return;
     }
     devices.registry.heard(event.epoch);
-    let Ok(address) = Address::parse(event.address) else { return };
     cluster.told(&address, event.epoch, event.online);
     if !event.online {
+        cluster.is_not_elsewhere(&address, event.epoch);
         return;
+    }
+    if let (Some(run), Some(peer)) = (event.run, event.peer) {
+        cluster.is_at(event.bridge, run, &address, event.epoch, peer);
     }
     devices.parking.left_to_others(&address);
     if let Some(epoch) = devices.registry.later_than(&address, event.epoch) {

@@ -292,6 +292,7 @@ impl<'a> Table<'a> {
             Work::Greet(bridge) => {
                 let epoch = self.devices().registry.last_epoch();
                 let own = self.cluster.bridge.to_string();
+                self.cluster.tell_devices(&bridge, &self.devices().registry.announced());
                 self.say(&bridge, &Control::Here { bridge: own, epoch })
             }
             Work::ClaimAgain => {

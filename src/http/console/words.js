@@ -34,6 +34,7 @@ const ENDS = {
   heartbeat_timeout: "the device sent no heartbeat",
   replaced: "the device connected again",
   shutdown: "the bridge was stopped",
+  bridge_lost: "the bridge died, and the device has not come back",
   error: "an error of the socket",
 };
 

@@ -28,7 +28,7 @@ fn start(scene: &Scene, name: &str, moving: &str) -> Bridge {
 
 /// Waits until each of two bridges knows the other.
 #[track_caller]
-fn until_acquainted(bridges: &[&Bridge]) {
+pub(super) fn until_acquainted(bridges: &[&Bridge]) {
     for bridge in bridges {
         let others = bridges.len() - 1;
         bridge.until_metric("rabbitline_route_bridges", |known| known == others as f64);
@@ -37,7 +37,7 @@ fn until_acquainted(bridges: &[&Bridge]) {
 
 /// What was told so far, by address; and of the bridge that connects last, that nothing is on its way any more.
 #[track_caller]
-fn told(presence: &Inbox, last: &[&Bridge]) -> HashMap<String, Vec<Value>> {
+pub(super) fn told(presence: &Inbox, last: &[&Bridge]) -> HashMap<String, Vec<Value>> {
     let mut told: HashMap<String, Vec<Value>> = HashMap::new();
     for (number, bridge) in last.iter().enumerate() {
         let address = format!("127.0.1.{}", 1 + number);

@@ -35,12 +35,21 @@ impl Table<'_> {
         let is_slow = first.is_some_and(
             |asked| matches!(asked, Asked::Bind(_, since) if *since + BINDING_IS_SLOW <= now),
         );
-        let is_many = self.pending + self.cluster.changed() >= ARRIVING_MANY;
+        let is_many = self.binds_many();
         let is_said = self.said_arriving.is_some_and(|at| now < at + ARRIVING_EVERY);
         if (is_slow || is_many) && !is_said && !self.cluster.is_leaving() {
             self.said_arriving = Some(now);
             self.cluster.say_arriving();
         }
+    }
+
+    fn binds_many(&self) -> bool {
+        self.pending + self.cluster.changed() >= ARRIVING_MANY
+    }
+
+    /// Whether so many devices come to this bridge or another that it may be told late where one is.
+    pub(super) fn is_storm(&self, now: Instant) -> bool {
+        self.binds_many() || self.cluster.some_are_arriving(now)
     }
 
     /// Asks whether another bridge has a device.
@@ -217,7 +226,7 @@ impl Table<'_> {
             }
             Control::Claim { epoch, opened_ms, .. } => self.came_home(address, epoch, opened_ms),
             Control::Later { epoch, .. } => {
-                self.cluster.told(&address, epoch, true);
+                self.cluster.is_held_no_longer(&address, epoch);
                 if let Some(left) = devices.registry.evict(devices, &address, epoch, true) {
                     self.cluster.was_shared(&address);
                     self.cluster.go_on(left);
@@ -241,6 +250,8 @@ impl Table<'_> {
             Control::Left { .. }
             | Control::Begun { .. }
             | Control::Here { .. }
+            | Control::Devices { .. }
+            | Control::WasLost { .. }
             | Control::Arriving { .. }
             | Control::Wanted { .. }
             | Control::Has { .. }

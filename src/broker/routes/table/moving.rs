@@ -25,8 +25,11 @@ impl Table<'_> {
                 // It is told as online soon, or has been.
                 Some(session) if session.is_announced() => self.cluster.go_on(overdue.waiting),
                 Some(_) => self.cluster.hold_on(overdue),
+                None if overdue.lost && self.is_storm(now) => self.cluster.hold_on(overdue),
                 None => {
-                    let claim = self.claim_for(&overdue.address, overdue.epoch);
+                    // A bridge that was only taken for dead may have that one still, and is to keep it.
+                    let epoch = overdue.epoch.saturating_sub(u64::from(overdue.lost));
+                    let claim = self.claim_for(&overdue.address, epoch);
                     self.publish(claim, Sent::Overdue(overdue))?;
                 }
             }
@@ -36,10 +39,9 @@ impl Table<'_> {
 
     /// No bridge has a device that has not come back in time.
     pub(super) fn stayed_away(&self, overdue: Overdue) {
-        let Overdue { address, epoch, peer, waiting, .. } = overdue;
         let devices = self.devices();
-        devices.registry.tell_gone(&address, epoch, peer);
-        for order in waiting {
+        devices.registry.tell_gone(&overdue);
+        for order in overdue.waiting {
             let reason =
                 "the bridge that had the device has ended, and the device has not come back";
             devices.reporter.report(order, Fate::new(Outcome::Offline, reason));
