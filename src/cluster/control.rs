@@ -69,6 +69,11 @@ impl Control {
         serde_json::from_slice(body).map_err(|error| error.to_string().into())
     }
 
+    /// Whether it goes behind what bridges wait for, if it is said at once: on a busy broker each message takes its time.
+    pub(crate) fn can_wait(&self) -> bool {
+        matches!(self, Self::Devices { .. })
+    }
+
     /// As the body of a message.
     pub(crate) fn body(&self) -> Vec<u8> {
         // Strings and numbers: this cannot fail.

@@ -14,8 +14,9 @@ use super::moving::Connection;
 use super::{Cluster, Urgent, Work};
 use crate::command::Address;
 
-/// How long a bridge that was not known may be told which devices are here.
-const TOLD_WITHIN: Duration = Duration::from_secs(10);
+/// How long a bridge may be told which devices are here, or that it was taken for dead: on a busy broker each of some thirty
+/// messages takes up to a second.
+const TOLD_WITHIN: Duration = Duration::from_secs(60);
 /// All bridges that have taken another one for dead tell it so, within one heartbeat of each other.
 const SAID_WITHIN: Duration = Duration::from_secs(10);
 

@@ -22,8 +22,8 @@ pub(crate) struct Urgent {
     pub(crate) until: Instant,
 }
 
-/// What is to be said at once, until it is. Bounded by nature: what a bridge says that ends, and an answer to each
-/// such message of another.
+/// What is to be said at once, until it is. Bounded by nature: what a bridge says that ends, an answer to each
+/// such message of another, and to one that begins which devices are here.
 #[derive(Debug, Default)]
 pub(crate) struct UrgentQueue {
     /// Each with when it may be said.
@@ -55,7 +55,10 @@ impl UrgentQueue {
     fn first_due(&self, now: Instant) -> Option<Urgent> {
         let mut waiting = self.lock();
         waiting.retain(|(_, urgent)| urgent.until > now);
-        let due = waiting.iter().position(|(from, _)| *from <= now)?;
+        let is_due = |(from, _): &(Instant, Urgent)| *from <= now;
+        let hurries = |it: &(Instant, Urgent)| is_due(it) && !it.1.control.can_wait();
+        let due = waiting.iter().position(hurries);
+        let due = due.or_else(|| waiting.iter().position(is_due))?;
         waiting.swap(0, due);
         waiting.front().map(|(_, urgent)| urgent.clone())
     }
@@ -118,6 +121,25 @@ mod tests {
             queue.done(true);
         }
         assert_eq!(next(&queue, again), None);
+    }
+
+    #[test]
+    fn what_can_wait_lets_the_rest_pass() {
+        let queue = UrgentQueue::default();
+        let devices = || Control::Devices {
+            bridge: "b1".to_owned(),
+            run: "1f".to_owned(),
+            devices: Vec::new(),
+        };
+        for control in [devices(), devices(), Control::Alive] {
+            queue.push(Urgent { to: "a".into(), control, until: Instant::now() + WITHIN });
+        }
+        let mut said = Vec::new();
+        while let Some(urgent) = queue.first_due(Instant::now()) {
+            queue.done(true);
+            said.push(urgent.control);
+        }
+        assert_eq!(said, [Control::Alive, devices(), devices()]);
     }
 
     #[tokio::test]

@@ -343,11 +343,11 @@ impl Registry {
         }
     }
 
-    /// The connections readers know of, for other bridges.
+    /// The connections readers know of, or did until just now, for other bridges.
     pub(crate) fn announced(&self) -> Vec<Known> {
         let sessions = self.all();
-        let announced = sessions.iter().filter(|session| session.is_announced());
-        announced.map(|session| session.known()).collect()
+        let told = sessions.iter().filter(|session| session.is_announced() || session.is_doubted());
+        told.map(|session| session.known()).collect()
     }
 
     /// How many devices are connected.
