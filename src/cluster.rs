@@ -380,7 +380,6 @@ impl Cluster {
 
     /// The bindings of a bridge lead nowhere: all others are to claim again what they claimed from it.
     pub(crate) fn left(&self, gone: &str) {
-        self.none_moved_to(gone);
         self.is_lost(gone);
         for other in self.others().into_iter().filter(|other| **other != *gone) {
             self.push(Work::Say(other, Control::Left { bridge: gone.to_owned() }));

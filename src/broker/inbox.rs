@@ -29,7 +29,6 @@ pub(super) fn hear(devices: &Devices, cluster: &Cluster, body: &[u8]) {
         }
         Control::Left { bridge } => {
             info!(bridge, "another bridge takes over from one that is gone");
-            cluster.none_moved_to(&bridge);
             cluster.is_no_heir(&bridge);
             cluster.is_lost(&bridge);
             cluster.forget_bridge(&bridge);

@@ -80,6 +80,7 @@ impl Cluster {
 
     /// A bridge is gone, and another acts for it.
     pub(crate) fn is_lost(&self, bridge: &str) {
+        self.none_moved_to(bridge);
         let lost = self.change(|known| known.lost(bridge));
         self.hold_lost(&lost);
     }

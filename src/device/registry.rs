@@ -284,7 +284,7 @@ impl Registry {
     }
 
     fn ended(&self, session: &Session, reason: EndReason, now: Moment) {
-        if session.is_announced() || session.is_doubted() {
+        if session.was_told() {
             self.presence.changed(offline(session, reason, now));
         }
         let connection = Connection {
@@ -346,7 +346,7 @@ impl Registry {
     /// The connections readers know of, or did until just now, for other bridges.
     pub(crate) fn announced(&self) -> Vec<Known> {
         let sessions = self.all();
-        let told = sessions.iter().filter(|session| session.is_announced() || session.is_doubted());
+        let told = sessions.iter().filter(|session| session.was_told());
         told.map(|session| session.known()).collect()
     }
 

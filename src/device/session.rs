@@ -181,6 +181,11 @@ impl Session {
         self.doubted.store(true, Ordering::Relaxed);
     }
 
+    /// Whether readers know of it, or did until just now.
+    pub(super) fn was_told(&self) -> bool {
+        self.is_announced() || self.is_doubted()
+    }
+
     /// Whether it was told, and is to be told anew.
     pub(super) fn is_doubted(&self) -> bool {
         self.doubted.load(Ordering::Relaxed)

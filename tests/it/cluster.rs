@@ -7,6 +7,8 @@ mod parked;
 mod restart;
 mod takeover;
 
+use std::collections::HashMap;
+
 use lapin::types::AMQPValue;
 use serde_json::{Value, json};
 
@@ -25,14 +27,67 @@ fn pair(scene: &Scene) -> [Bridge; 2] {
     ["a", "b"].map(|name| setup(scene, name).start())
 }
 
+/// Ends a bridge as a crash would.
+fn kill(bridge: Bridge) {
+    bridge.program.signal("KILL");
+    let _ = bridge.program.finish();
+}
+
+/// What is told next of a device.
+#[track_caller]
+fn next_of(presence: &Inbox, address: &str) -> Value {
+    loop {
+        let event = presence.next().json();
+        if event["address"] == address {
+            return event;
+        }
+    }
+}
+
 /// Waits until a bridge has told that a device is connected to it: the others find it now.
 #[track_caller]
 fn until_online(presence: &Inbox, address: &str, bridge: &str) -> Value {
     loop {
-        let event = presence.next().json();
-        if event["address"] == address && event["online"] == true && event["bridge"] == bridge {
+        let event = next_of(presence, address);
+        if event["online"] == true && event["bridge"] == bridge {
             return event;
         }
+    }
+}
+
+/// Waits until each of these bridges knows the others.
+#[track_caller]
+fn until_acquainted(bridges: &[&Bridge]) {
+    for bridge in bridges {
+        let others = bridges.len() - 1;
+        bridge.until_metric("rabbitline_route_bridges", |known| known == others as f64);
+    }
+}
+
+/// What was told so far, by address; and of the bridge that connects last, that nothing is on its way any more.
+#[track_caller]
+fn told(presence: &Inbox, last: &[&Bridge]) -> HashMap<String, Vec<Value>> {
+    let mut told: HashMap<String, Vec<Value>> = HashMap::new();
+    for (number, bridge) in last.iter().enumerate() {
+        let address = format!("127.0.1.{}", 1 + number);
+        let _marker = bridge.device(&address);
+        loop {
+            let event = presence.next().json();
+            if event["address"] == address.as_str() {
+                break;
+            }
+            let of = event["address"].as_str().expect("an address").to_owned();
+            told.entry(of).or_default().push(event);
+        }
+    }
+    told
+}
+
+/// Waits until no bridge holds a device of another.
+#[track_caller]
+fn until_none_is_held(bridges: &[&Bridge]) {
+    for bridge in bridges {
+        bridge.until_metric("rabbitline_route_moving", |held| held == 0.0);
     }
 }
 

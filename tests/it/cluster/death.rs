@@ -2,18 +2,12 @@
 
 use serde_json::json;
 
-use super::{setup, until_online};
-use crate::harness::{Bridge, Inbox, Scene, command, eventually, persistent, reply_to};
+use super::{kill, setup, until_online};
+use crate::harness::{Inbox, Scene, command, eventually, persistent, reply_to};
 
 /// The inbox of a bridge.
 fn inbox(scene: &Scene, name: &str) -> String {
     format!("{}.{name}", scene.routes())
-}
-
-/// Ends a bridge as a crash would.
-fn kill(bridge: Bridge) {
-    bridge.program.signal("KILL");
-    let _ = bridge.program.finish();
 }
 
 /// Publishes to whoever has the device at 127.0.0.2: 0, 1, 2 and so on, with the ids m-0, m-1, m-2.

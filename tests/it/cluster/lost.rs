@@ -1,44 +1,18 @@
 //! The devices of a bridge that has died: another bridge tells of those that do not come back.
 
-use serde_json::{Value, json};
+use serde_json::json;
 
-use super::restart::{told, until_acquainted};
-use super::{setup, until_online};
-use crate::harness::{Bridge, Inbox, Scene, Setup, command};
+use super::{kill, next_of, setup, told, until_acquainted, until_none_is_held, until_online};
+use crate::harness::{Bridge, Scene, Setup, command};
 
 fn lost_soon(scene: &Scene, name: &str) -> Setup {
     setup(scene, name).set("CLUSTER_GONE_AFTER", "1s").set("CLUSTER_MOVING", "1s")
-}
-
-/// Ends a bridge as a crash would.
-fn kill(bridge: Bridge) {
-    bridge.program.signal("KILL");
-    let _ = bridge.program.finish();
 }
 
 /// Waits until a bridge knows of so many devices of others.
 #[track_caller]
 fn until_known(bridge: &Bridge, count: usize) {
     bridge.until_metric("rabbitline_route_devices_elsewhere", |known| known == count as f64);
-}
-
-/// Waits until no bridge holds a device of another.
-#[track_caller]
-fn until_none_is_held(bridges: &[&Bridge]) {
-    for bridge in bridges {
-        bridge.until_metric("rabbitline_route_moving", |held| held == 0.0);
-    }
-}
-
-/// What is told next of a device.
-#[track_caller]
-fn next_of(presence: &Inbox, address: &str) -> Value {
-    loop {
-        let event = presence.next().json();
-        if event["address"] == address {
-            return event;
-        }
-    }
 }
 
 #[test]

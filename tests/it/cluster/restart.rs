@@ -1,12 +1,10 @@
 //! A bridge that is told to end: its devices were never offline if they come back in time, wherever that is.
 
-use std::collections::HashMap;
+use serde_json::json;
 
-use serde_json::{Value, json};
-
-use super::{outcomes, setup, until_online};
+use super::{outcomes, setup, told, until_acquainted, until_none_is_held, until_online};
 use crate::harness::{
-    Bridge, Device, Fleet, Inbox, Scene, address, command, eventually, persistent, reply_to,
+    Bridge, Device, Fleet, Scene, address, command, eventually, persistent, reply_to,
 };
 
 /// Far longer than a device here takes to come back.
@@ -24,34 +22,6 @@ fn start(scene: &Scene, name: &str, moving: &str) -> Bridge {
         .set("CLUSTER_DRAIN_SPREAD", "1s")
         .set("MQ_PREFETCH", "16")
         .start()
-}
-
-/// Waits until each of two bridges knows the other.
-#[track_caller]
-pub(super) fn until_acquainted(bridges: &[&Bridge]) {
-    for bridge in bridges {
-        let others = bridges.len() - 1;
-        bridge.until_metric("rabbitline_route_bridges", |known| known == others as f64);
-    }
-}
-
-/// What was told so far, by address; and of the bridge that connects last, that nothing is on its way any more.
-#[track_caller]
-pub(super) fn told(presence: &Inbox, last: &[&Bridge]) -> HashMap<String, Vec<Value>> {
-    let mut told: HashMap<String, Vec<Value>> = HashMap::new();
-    for (number, bridge) in last.iter().enumerate() {
-        let address = format!("127.0.1.{}", 1 + number);
-        let _marker = bridge.device(&address);
-        loop {
-            let event = presence.next().json();
-            if event["address"] == address.as_str() {
-                break;
-            }
-            let of = event["address"].as_str().expect("an address").to_owned();
-            told.entry(of).or_default().push(event);
-        }
-    }
-    told
 }
 
 #[test]
@@ -207,9 +177,7 @@ fn one_that_does_not_come_back_is_told_as_offline_once_by_a_bridge_that_is_left(
     assert_ne!(offline["bridge"], "a");
     let receipt = receipts.next().json();
     assert_eq!(receipt["outcome"], "offline", "{receipt}");
-    for bridge in [&second, &third] {
-        bridge.until_metric("rabbitline_route_moving", |held| held == 0.0);
-    }
+    until_none_is_held(&[&second, &third]);
     let more = told(&presence, &[&second, &third]);
     assert!(!more.contains_key("127.0.0.10"), "{more:?}");
 }
@@ -278,7 +246,7 @@ fn one_that_is_at_a_bridge_which_was_not_heard_is_not_told_as_offline() {
     let properties = persistent().with_type("rabbitline.cluster".into());
     scene.amqp.publish("", &format!("{}.b", scene.routes()), answer.as_bytes(), properties);
 
-    second.until_metric("rabbitline_route_moving", |held| held == 0.0);
+    until_none_is_held(&[&second]);
     let told = told(&presence, &[&second]);
     assert!(told.is_empty(), "{told:?}");
 }
