@@ -12,9 +12,10 @@ use super::intake::{Intake, Queue};
 use super::nodes::Nodes;
 use super::retry::Retry;
 use super::stream::Stream;
+use super::topology::Kind;
 use super::{BrokerError, drain, topology};
 use crate::metrics;
-use crate::settings::{Endpoint, QueueType};
+use crate::settings::Endpoint;
 
 /// Takes commands off the queue.
 #[derive(Debug)]
@@ -24,15 +25,12 @@ pub(crate) struct Consumer {
     bridge: Arc<str>,
     /// True while commands are being taken off the queue.
     pub(crate) consuming: Arc<AtomicBool>,
-    /// Whether the command queue is a quorum queue and nothing more, as far as is known.
-    is_plain_quorum: AtomicBool,
 }
 
 impl Consumer {
     pub(crate) fn new(intake: Arc<Intake>, nodes: &Arc<Nodes>, bridge: &Arc<str>) -> Self {
         let (nodes, bridge) = (Arc::clone(nodes), Arc::clone(bridge));
-        let is_plain_quorum = AtomicBool::new(false);
-        Self { intake, nodes, bridge, consuming: Arc::default(), is_plain_quorum }
+        Self { intake, nodes, bridge, consuming: Arc::default() }
     }
 
     /// Consumes until `drain`; then takes no more, and waits for what is in hand until it is settled
@@ -52,46 +50,46 @@ impl Consumer {
         drain: &CancellationToken,
         give_up: &CancellationToken,
     ) -> Result<(), BrokerError> {
-        let host = tokio::select! {
+        let (host, kind) = tokio::select! {
             () = drain.cancelled() => return Ok(()),
-            host = self.prepare() => host?,
+            prepared = self.prepare() => prepared?,
         };
-        let result = self.consume(&host, drain, give_up).await;
+        let result = self.consume(&host, kind, drain, give_up).await;
         self.up(false);
         self.intake.router.drop_unwanted();
         result.map_err(|error| self.nodes.blame(&host, error))
     }
 
-    /// Declares what is missing, on a connection that is closed after that. The host is one that works.
-    async fn prepare(&self) -> Result<Endpoint, BrokerError> {
+    /// Declares what is missing, on a connection that is closed after that. Gives a host that works, and of what kind the
+    /// command queue is.
+    async fn prepare(&self) -> Result<(Endpoint, Kind), BrokerError> {
         let link = self.nodes.open(&self.bridge, "setup").await?;
         let preparing = async {
             topology::prepare_consumer(&link, &self.intake.settings).await?;
             let mq = &self.intake.settings.mq;
-            let is_plain = mq.queue_type == QueueType::Quorum
-                && topology::is_plain(&link, &mq.queue, QueueType::Quorum).await?;
-            self.is_plain_quorum.store(is_plain, Ordering::Relaxed);
-            drain::look(&link, &self.intake).await
+            let kind = topology::kind_of(&link, &mq.queue, mq.queue_type).await?;
+            drain::look(&link, &self.intake).await?;
+            Ok(kind)
         };
         let result = tokio::select! {
             result = preparing => result,
             error = link.lost() => Err(error),
         };
         let host = link.host().clone();
-        link.end(result).await.map(|()| host)
+        link.end(result).await.map(|kind| (host, kind))
     }
 
     async fn consume(
         &self,
         host: &Endpoint,
+        kind: Kind,
         drain: &CancellationToken,
         give_up: &CancellationToken,
     ) -> Result<(), BrokerError> {
         let settings = &self.intake.settings;
         let name = link::name(&self.bridge, "consumer");
         let stream = Stream::open(&settings.mq, host, &name, settings.mq.queue.clone()).await?;
-        let keeps = self.is_plain_quorum.load(Ordering::Relaxed);
-        let hand = Hand::new(&self.intake, stream, Queue::Commands, keeps);
+        let hand = Hand::new(&self.intake, stream, Queue::Commands, kind);
         self.up(true);
         let (queue, prefetch) = (&settings.mq.queue, settings.mq.prefetch);
         info!(%host, queue, prefetch, "consuming commands");

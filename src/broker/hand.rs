@@ -23,6 +23,7 @@ use super::acks::Acks;
 use super::intake::{Intake, Queue, Taken};
 use super::message::Delivered;
 use super::stream::Stream;
+use super::topology::Kind;
 use crate::clock;
 use crate::fanout::Fanout;
 use crate::router::Routed;
@@ -42,7 +43,7 @@ pub(super) struct Hand<'a> {
     from: Queue,
     stream: Stream,
     acks: Acks,
-    keeps: bool,
+    kind: Kind,
     renewed: Renewed,
     verdicts: Arc<Verdicts>,
     settled: mpsc::Receiver<Verdict>,
@@ -65,8 +66,7 @@ impl Drop for Hand<'_> {
 }
 
 impl<'a> Hand<'a> {
-    /// `keeps` says whether a consumer without credit may stay beside the one that takes its place.
-    pub(super) fn new(intake: &'a Intake, stream: Stream, from: Queue, keeps: bool) -> Self {
+    pub(super) fn new(intake: &'a Intake, stream: Stream, from: Queue, kind: Kind) -> Self {
         let mq = &intake.settings.mq;
         let (prefetch, stalled_max) =
             (usize::from(mq.prefetch.get()), usize::from(mq.stalled_max.get()));
@@ -79,7 +79,7 @@ impl<'a> Hand<'a> {
             from,
             stream,
             acks,
-            keeps,
+            kind,
             renewed: Renewed::default(),
             verdicts,
             settled,
@@ -230,7 +230,7 @@ impl<'a> Hand<'a> {
     }
 
     async fn renew(&mut self) -> Result<(), BrokerError> {
-        if self.keeps {
+        if self.may_keep() {
             self.keep();
         } else {
             self.stream.cancel().await?;
@@ -241,6 +241,11 @@ impl<'a> Hand<'a> {
         self.stream.consume().await?;
         self.waiting_since = None;
         Ok(())
+    }
+
+    /// Whether a consumer without credit may stay beside the one that takes its place.
+    fn may_keep(&self) -> bool {
+        self.kind == Kind::PlainQuorum
     }
 
     /// The consumer has no credit: nothing comes through it any more, though it is not cancelled.
@@ -328,7 +333,7 @@ impl<'a> Hand<'a> {
 
     /// What came and was not taken up goes back to the queue with the channel.
     async fn take_no_more(&mut self) -> Result<(), BrokerError> {
-        if self.keeps && self.acks.open_of_consumer() >= self.prefetch {
+        if self.may_keep() && self.acks.open_of_consumer() >= self.prefetch {
             // It has no credit, and is given none until the end.
             self.keep();
         } else {
@@ -345,6 +350,9 @@ impl<'a> Hand<'a> {
         }
         self.release_all()?;
         self.acknowledge()?;
+        if self.kind != Kind::Classic {
+            self.stream.until_acknowledged().await?;
+        }
         self.stream.close().await?;
         Ok(self.returned == 0)
     }

@@ -18,7 +18,7 @@ use std::task::{Context, Poll, Waker, ready};
 use amq_protocol::frame::AMQPFrame;
 use amq_protocol::protocol::basic::AMQPMethod as OfBasic;
 use amq_protocol::protocol::{AMQPClass, basic, channel, connection};
-use amq_protocol::types::{FieldTable, ShortString};
+use amq_protocol::types::{AMQPValue, FieldTable, ShortString};
 use tokio::time::timeout;
 
 pub(super) use self::courier::{Courier, NUMBER_HEADER, Said};
@@ -35,6 +35,9 @@ const CONNECTION: u16 = 0;
 const CHANNEL: u16 = 1;
 /// Room made for a message's body before any of it has come: what a header says may not be true.
 const BODY_ROOM_MAX: u64 = 64 * 1024;
+
+/// The priority of a consumer that wants nothing: below that of all others.
+const LAST_PRIORITY: i32 = -1_000;
 
 /// Deliveries from one queue.
 pub(super) struct Stream {
@@ -110,6 +113,10 @@ impl Stream {
 
     /// Starts a consumer, with all its credit.
     pub(super) async fn consume(&mut self) -> Result<(), BrokerError> {
+        self.consume_with(FieldTable::default()).await
+    }
+
+    async fn consume_with(&mut self, arguments: FieldTable) -> Result<(), BrokerError> {
         let consume = basic::Consume {
             queue: self.queue.as_str().into(),
             // The broker makes the tag: it is unique on the channel, renewed consumers included.
@@ -118,7 +125,7 @@ impl Stream {
             no_ack: false,
             exclusive: false,
             nowait: false,
-            arguments: FieldTable::default(),
+            arguments,
         };
         let consuming = async {
             self.put(CHANNEL, AMQPClass::Basic(OfBasic::Consume(consume)))?;
@@ -194,6 +201,35 @@ impl Stream {
             Poll::Ready(Err(error)) => Err(BrokerError::during("acknowledging")(error.into())),
             Poll::Ready(Ok(())) | Poll::Pending => Ok(()),
         }
+    }
+
+    /// Waits until a quorum queue knows what was acknowledged. It takes `quorum_commands_soft_limit` acknowledgements of a
+    /// channel at a time, 32 of them; the rest waits in the channel, and is lost if that is closed: all of them are
+    /// delivered again. The broker answers to a consumer that begins when those before it are taken, and passes on the
+    /// rest. Nothing is to be in hand any more that is still to be acknowledged.
+    pub(super) async fn until_acknowledged(&mut self) -> Result<(), BrokerError> {
+        let doing = "acknowledging the last deliveries";
+        let beginning = async {
+            self.set_prefetch(1).await.map_err(BrokerError::during(doing))?;
+            // What there is, is for others: this one is given one delivery, and only if no other consumer wants it.
+            let mut arguments = FieldTable::default();
+            arguments.insert("x-priority".into(), AMQPValue::LongInt(LAST_PRIORITY));
+            self.consume_with(arguments).await
+        };
+        timeout(CLOSE_TIMEOUT, beginning).await.unwrap_or_else(|_| {
+            let silent = io::Error::from(io::ErrorKind::TimedOut);
+            Err(BrokerError::during(doing)(silent.into()))
+        })
+    }
+
+    /// How many deliveries each consumer that begins may have in hand.
+    async fn set_prefetch(&mut self, prefetch_count: u16) -> lapin::Result<()> {
+        let qos = basic::Qos { prefetch_count, global: false };
+        self.put(CHANNEL, AMQPClass::Basic(OfBasic::Qos(qos)))?;
+        self.expect("basic.qos-ok", |reply| {
+            matches!(reply, AMQPClass::Basic(OfBasic::QosOk(_))).then_some(())
+        })
+        .await
     }
 
     /// Closes it in good order. The broker answers when it has taken all that was said before; what it

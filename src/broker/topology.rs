@@ -7,6 +7,7 @@
 mod arguments;
 mod gate;
 mod inboxes;
+mod kind;
 
 use std::sync::Arc;
 
@@ -23,6 +24,8 @@ pub(super) use self::gate::{Gate, clear_gates, open_gate, shut_gate};
 pub(super) use self::inboxes::{
     INBOX_TTL, act_for, inbox_depth, leave_inbox, prepare_inbox, prepare_routes,
 };
+use self::kind::hold_to_type;
+pub(super) use self::kind::{Kind, kind_of};
 use super::BrokerError;
 use super::connection::Link;
 use super::nodes::Nodes;
@@ -281,32 +284,6 @@ pub(super) async fn depth(channel: Channel, name: &str) -> lapin::Result<u32> {
 async fn declare_queue(channel: &Channel, name: &str, kind: QueueType) -> lapin::Result<()> {
     let (options, arguments) = (QueueDeclareOptions::durable(), Arguments::of(kind).table());
     channel.queue_declare(name.into(), options, arguments).await.map(|_| ())
-}
-
-/// Whether a queue is of `kind` and nothing more is known of it: so not one with a single active consumer. False if the
-/// broker does not say.
-pub(super) async fn is_plain(
-    link: &Link,
-    name: &str,
-    kind: QueueType,
-) -> Result<bool, BrokerError> {
-    match declare_queue(&link.channel().await?, name, kind).await {
-        Ok(()) => Ok(true),
-        Err(error) if code(&error).is_some() => Ok(false),
-        Err(error) => Err(BrokerError::during("looking at the command queue")(error)),
-    }
-}
-
-/// An operator who names the queue type means it: an existing queue of another one is an error. The
-/// broker only tells by refusing to declare it again; a refusal for other arguments is no matter.
-async fn hold_to_type(link: &Link, name: &str, kind: QueueType) -> Result<(), BrokerError> {
-    match declare_queue(&link.channel().await?, name, kind).await {
-        Err(error) if says(&error, PRECONDITION_FAILED, "x-queue-type") => {
-            let advice = "set MQ_QUEUE_TYPE to the type the queue has, or delete the queue and let the bridge declare it again";
-            Err(refusal(format!("queue `{name}`"), &error, advice))
-        }
-        Ok(()) | Err(_) => Ok(()),
-    }
 }
 
 /// Whether the user may consume, found out without taking a message: the broker looks at the user's

@@ -2,8 +2,11 @@
 
 use std::collections::BTreeSet;
 
+use lapin::types::AMQPValue;
+
 use crate::harness::{
-    Bridge, STALL_LINE_MAX, Scene, Setup, command, eventually, stall, stalling_number,
+    Bridge, Device, STALL_LINE_MAX, Scene, Setup, command, eventually, persistent, stall,
+    stalling_number,
 };
 
 fn patient(scene: &Scene) -> Setup {
@@ -68,6 +71,35 @@ fn commands_that_cannot_be_written_in_time_are_in_the_queue_again() {
 }
 
 #[test]
+fn what_is_acknowledged_at_the_very_end_is_not_delivered_again() {
+    const DEVICES: u8 = 200;
+    let scene = Scene::new("last-acks");
+    // A bridge that is not told the type finds it out.
+    let quorum = [("x-queue-type", AMQPValue::LongString("quorum".into()))];
+    scene.amqp.declare_queue(&scene.queue(), &quorum);
+    let bridge = scene.setup().set("MQ_PREFETCH", "256").set("COMMAND_CONFIRM", "answered").start();
+    let mut devices: Vec<Device> =
+        (2..2 + DEVICES).map(|last| bridge.device(&format!("127.0.0.{last}"))).collect();
+    let bodies = (2..2 + DEVICES).map(|last| command(&format!("127.0.0.{last}"), "ON").to_string());
+    let messages = bodies.map(|body| (body.into_bytes(), persistent()));
+    scene.amqp.publish_all(&scene.exchange(), &scene.queue(), messages);
+    for device in &mut devices {
+        assert_eq!(device.line(), "ON\r\n");
+    }
+    bridge.program.signal("TERM");
+    bridge.until_not_ready();
+
+    // As the first is not, none of the others can be acknowledged together with those before it.
+    for device in devices.iter_mut().rev() {
+        device.send(b"OK\n");
+    }
+
+    let end = bridge.program.finish();
+    assert_eq!(end.code, Some(0), "{}", end.stderr);
+    assert_eq!(depth_of(&scene, &scene.queue(), 0), 0);
+}
+
+#[test]
 fn a_bridge_with_nothing_to_do_ends_at_once_on_either_signal() {
     for signal in ["TERM", "INT"] {
         let scene = Scene::new("idle-end");
@@ -99,7 +131,7 @@ fn a_stream_cut_by_the_end_of_the_bridge_goes_on_where_it_was() {
     let mut device = first.device("127.0.0.2");
     first.program.signal("STOP");
     let body = |number| command("127.0.0.2", &format!("NUMBER {number}")).to_string().into_bytes();
-    let messages = (0..COMMANDS).map(|number| (body(number), crate::harness::persistent()));
+    let messages = (0..COMMANDS).map(|number| (body(number), persistent()));
     scene.amqp.publish_all(&scene.exchange(), &scene.queue(), messages);
     first.program.signal("CONT");
     assert_eq!(device.line(), "NUMBER 0\r\n");

@@ -8,9 +8,8 @@ use super::super::connection::Link;
 use super::super::hand::Hand;
 use super::super::intake::{Intake, Queue};
 use super::super::stream::Stream;
-use super::super::topology::Gate;
+use super::super::topology::{Gate, Kind};
 use super::super::{BrokerError, topology};
-use crate::settings::QueueType;
 
 /// How long the rest is read at least, each time that an inbox turns out not to be empty: a quorum queue on a busy node
 /// takes longer than this to deliver the first, and then it is read once more.
@@ -38,9 +37,8 @@ impl Inbox<'_> {
     }
 
     fn hand(&self, stream: Stream) -> Hand<'_> {
-        // It is declared with nothing that would forbid it.
-        let keeps = self.intake.settings.mq.queue_type == QueueType::Quorum;
-        Hand::new(self.intake, stream, self.queue, keeps)
+        let kind = Kind::declared(self.intake.settings.mq.queue_type);
+        Hand::new(self.intake, stream, self.queue, kind)
     }
 
     /// Takes up what comes until there seems to be `enough`, when nobody may route anything there any more; then the

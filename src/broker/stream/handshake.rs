@@ -5,7 +5,7 @@ use std::time::Duration;
 use amq_protocol::auth::{Credentials, SASLMechanism};
 use amq_protocol::frame::{AMQPFrame, ProtocolVersion};
 use amq_protocol::protocol::connection::AMQPMethod as OfConnection;
-use amq_protocol::protocol::{AMQPClass, basic, channel, connection};
+use amq_protocol::protocol::{AMQPClass, channel, connection};
 use amq_protocol::types::{AMQPValue, FieldTable};
 
 use super::{CHANNEL, CONNECTION, Stream};
@@ -46,12 +46,7 @@ impl Stream {
             matches!(reply, AMQPClass::Channel(channel::AMQPMethod::OpenOk(_))).then_some(())
         })
         .await?;
-        let qos = basic::Qos { prefetch_count: mq.prefetch.get(), global: false };
-        self.put(CHANNEL, AMQPClass::Basic(basic::AMQPMethod::Qos(qos)))?;
-        self.expect("basic.qos-ok", |reply| {
-            matches!(reply, AMQPClass::Basic(basic::AMQPMethod::QosOk(_))).then_some(())
-        })
-        .await
+        self.set_prefetch(mq.prefetch.get()).await
     }
 }
 
