@@ -37,7 +37,9 @@ mod window;
 
 pub(crate) use collector::{Collector, Keeper, Letter};
 pub(crate) use consumer::Consumer;
-pub(crate) use decode::{Recipients, Terms};
+#[cfg(fuzzing)]
+pub(crate) use decode::Recipients;
+pub(crate) use decode::Terms;
 pub(crate) use drain::Drainer;
 pub(crate) use intake::Intake;
 pub(crate) use jobs::Jobs;

@@ -14,6 +14,7 @@ mod heirs;
 mod lost;
 mod moving;
 mod recent;
+mod roll_call;
 pub(crate) mod shards;
 mod urgent;
 
@@ -34,17 +35,23 @@ use self::heirs::Heirs;
 use self::moving::Moving;
 pub(crate) use self::moving::{Connection, Overdue};
 use self::recent::Recent;
+use self::roll_call::RollCalls;
+pub(crate) use self::roll_call::{Called, RollCall};
 pub(crate) use self::urgent::Urgent;
 use self::urgent::UrgentQueue;
 use crate::command::{Address, Reason};
 use crate::metrics::Metrics;
 use crate::order::Order;
 use crate::run::Run;
+use crate::settings::Process;
 
 /// How many bridges may pass a command on. One suffices; a device that moves while a command is on its way
 /// takes one more each time, and where inboxes are read seconds late some do so twice or three times. More than this can
 /// only be a circle.
 pub(crate) const HOPS_MAX: u8 = 8;
+
+/// How much may wait to be done when a command for many goes on to some more of them, of which each may be at another bridge.
+const WORK_ENOUGH: usize = 1_000;
 
 /// What the task is to do.
 #[derive(Debug)]
@@ -113,8 +120,11 @@ pub(crate) struct Cluster {
     heirs: Mutex<Heirs>,
     /// Commands of whose devices other bridges are asked.
     arriving: Mutex<Arriving>,
+    calls: RollCalls,
     /// Tells who waits for it that another bridge holds devices of this one.
     held: Notify,
+    /// Tells who waits for it that not too much is to be done any more.
+    room: Notify,
     /// Whether this bridge ends, and so holds no devices of others, and binds none of its own.
     leaving: AtomicBool,
 }
@@ -136,13 +146,15 @@ struct Board {
 
 impl Cluster {
     /// Owes nothing yet.
-    pub(crate) fn new(run: Run, metrics: Metrics, moving_for: Duration) -> Self {
+    pub(crate) fn new(run: Run, metrics: Metrics, process: &Process) -> Self {
         let Run { bridge, name: run } = run;
+        let moving_for = process.cluster_moving.0;
         let (routing, work) = (AtomicBool::new(false), Notify::new());
         let (board, bridges, elsewhere) = (Mutex::default(), Mutex::default(), Mutex::default());
         let (moving, heirs, arriving) = (Mutex::default(), Mutex::default(), Mutex::default());
         let (held, leaving, said_lost) = (Notify::new(), AtomicBool::new(false), Mutex::default());
-        let urgent = UrgentQueue::default();
+        let calls = RollCalls::new(process.bridge_heartbeat);
+        let (urgent, room) = (UrgentQueue::default(), Notify::new());
         Self {
             bridge,
             run,
@@ -158,7 +170,9 @@ impl Cluster {
             said_lost,
             heirs,
             arriving,
+            calls,
             held,
+            room,
             leaving,
         }
     }
@@ -289,9 +303,19 @@ impl Cluster {
     pub(crate) fn next_work(&self) -> Option<(Option<Address>, Work)> {
         let mut board = self.lock();
         let work = board.work.pop_front()?;
+        if board.work.len() + 1 == WORK_ENOUGH {
+            self.room.notify_one();
+        }
         let changed = work.address().cloned();
         let changed = changed.filter(|address| board.is_changed.remove(address).is_some());
         Some((changed, work))
+    }
+
+    /// Waits until so little is to be done that a command for many may go on to some more of them.
+    pub(crate) async fn until_room(&self) {
+        while self.lock().work.len() >= WORK_ENOUGH {
+            self.room.notified().await;
+        }
     }
 
     /// Waits until there is something to do.
@@ -308,6 +332,7 @@ impl Cluster {
     /// The connection is there, or lost: whether devices that come and go are to be noted.
     pub(crate) fn set_routing(&self, routing: bool) {
         self.routing.store(routing, Ordering::Relaxed);
+        self.calls.set_reach(routing);
         let mut board = self.lock();
         board.changed.clear();
         board.hurried.clear();
@@ -327,6 +352,7 @@ impl Cluster {
             self.metrics.bridges(count);
             // It may have begun behind this one's last heartbeat.
             self.push(Work::Greet(bridge.into()));
+            self.ask_too(bridge);
         }
     }
 
@@ -362,6 +388,7 @@ impl Cluster {
 
     /// Nothing of a bridge is left at the broker, or another one sees to it.
     pub(crate) fn forget_bridge(&self, bridge: &str) {
+        self.is_not_asked(bridge);
         let mut bridges = self.bridges();
         bridges.forget(bridge);
         self.metrics.bridges(bridges.count());

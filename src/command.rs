@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use crate::protocol::Spoken;
@@ -20,6 +21,18 @@ pub type Reason = Cow<'static, str>;
 /// The longest name a device can have, in bytes. AMQP routing keys end at 255 bytes, and
 /// `presence.` comes before the name.
 pub const ADDRESS_MAX: usize = 200;
+
+/// Devices that only whoever holds them can name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Whom {
+    /// All in the group with this name.
+    Group(Box<str>),
+    /// All that are connected.
+    All,
+    /// All that are connected and speak `chat`.
+    AllInChat,
+}
 
 /// What names a device: its IP address as the bridge sees it, or a name.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -7,8 +7,9 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use crate::broker::{Recipients, Terms};
-use crate::command::Address;
+use crate::broker::Terms;
+use crate::cluster::{Called, Cluster, RollCall};
+use crate::command::{Address, Whom};
 use crate::device::Devices;
 use crate::gathering::Gathering;
 use crate::order::{Facts, Order, Origin, Steps};
@@ -28,9 +29,22 @@ const REMEMBERED: usize = 100;
 pub(crate) struct Fanout {
     terms: Terms,
     origin: Origin,
-    members: std::vec::IntoIter<Address>,
-    gathering: Arc<Gathering>,
+    stage: Stage,
     remembered: usize,
+}
+
+#[derive(Debug)]
+enum Stage {
+    /// The other bridges are asked whom it is for.
+    Asking {
+        call: Arc<RollCall>,
+        delivery: Settlement,
+    },
+    Sending {
+        members: std::vec::IntoIter<Address>,
+        gathering: Arc<Gathering>,
+    },
+    Over,
 }
 
 impl Fanout {
@@ -42,16 +56,48 @@ impl Fanout {
         members: Vec<Address>,
         delivery: Settlement,
     ) -> Self {
-        let reporter = Arc::clone(&devices.reporter);
-        let gathering = Gathering::new(reporter, origin.clone(), delivery, members.len());
-        Self { terms, origin, members: members.into_iter(), gathering, remembered: 0 }
+        let stage = sending(devices, &origin, members, Vec::new(), delivery);
+        Self { terms, origin, stage, remembered: 0 }
+    }
+
+    /// To those devices of all bridges for which it is.
+    pub(crate) fn ask(
+        devices: &Devices,
+        cluster: &Cluster,
+        terms: Terms,
+        origin: Origin,
+        whom: Whom,
+        delivery: Settlement,
+    ) -> Self {
+        let here = members(devices, &whom);
+        let stage = Stage::Asking { call: cluster.call(whom, here), delivery };
+        Self { terms, origin, stage, remembered: 0 }
+    }
+
+    /// Waits until there may be something to do for the next step.
+    pub(crate) async fn until_ready(&self, devices: &Devices) {
+        match (&devices.cluster, &self.stage) {
+            (Some(cluster), Stage::Asking { call, .. }) => cluster.until_answered(call).await,
+            (Some(cluster), Stage::Sending { .. }) => {
+                cluster.until_room().await;
+                tokio::task::yield_now().await;
+            }
+            _ => tokio::task::yield_now().await,
+        }
     }
 
     /// Sends it to some more; true when all have had it.
     pub(crate) fn step(&mut self, router: &Router, trail: &Trail) -> bool {
-        let metrics = &router.devices.metrics;
+        let devices = &router.devices;
+        if let Some(cluster) = &devices.cluster
+            && let Stage::Asking { call, .. } = &self.stage
+        {
+            let Some(called) = cluster.take_call(call) else { return false };
+            self.begin(devices, called);
+        }
+        let Stage::Sending { members, gathering } = &mut self.stage else { return true };
         let now = Instant::now();
-        for address in self.members.by_ref().take(STEP) {
+        for address in members.by_ref().take(STEP) {
             let command = self.terms.clone().with(address);
             let facts = Facts { command, origin: self.origin.clone(), steps: Steps::default() };
             let facts = Arc::new(facts);
@@ -59,38 +105,71 @@ impl Fanout {
                 self.remembered += 1;
                 trail.command(&facts);
             }
-            router.devices.reporter.taken(&facts);
-            let settlement = Settlement::share_of(&self.gathering, metrics.clone());
+            devices.reporter.taken(&facts);
+            let settlement = Settlement::share_of(gathering, devices.metrics.clone());
             let order = Order { facts, settlement, frame: None };
             match router.route(order, now) {
                 Routed::Waiting | Routed::Written(None) => {}
                 Routed::Written(Some(settlement)) => settlement.settle(),
-                Routed::Concluded(order, fate) => router.devices.reporter.report(order, fate),
+                Routed::Concluded(order, fate) => devices.reporter.report(order, fate),
             }
         }
-        self.members.as_slice().is_empty()
+        members.as_slice().is_empty()
+    }
+
+    /// It is known whom it is for.
+    fn begin(&mut self, devices: &Devices, called: Called) {
+        let Stage::Asking { delivery, .. } = std::mem::replace(&mut self.stage, Stage::Over) else {
+            return;
+        };
+        let Called { members, missing_bridges } = called;
+        if members.is_empty() {
+            let if_offline = self.terms.if_offline;
+            let settled = devices.reporter.conclude_nobody(&self.origin, if_offline, delivery);
+            settled.into_iter().for_each(Settlement::settle);
+        } else {
+            let members = members.into_iter().collect();
+            self.stage = sending(devices, &self.origin, members, missing_bridges, delivery);
+        }
     }
 }
 
 impl Drop for Fanout {
     fn drop(&mut self) {
         // The connection is lost in the midst of it: the broker delivers it again.
-        self.members.by_ref().for_each(|_| self.gathering.share_done(true));
+        match std::mem::replace(&mut self.stage, Stage::Over) {
+            Stage::Asking { delivery, .. } => delivery.hand_back(),
+            Stage::Sending { members, gathering } => {
+                members.for_each(|_| gathering.share_done(true));
+            }
+            Stage::Over => {}
+        }
     }
 }
 
-/// Who `recipients` are now. None of them may be connected, but there may be no such group.
-pub(crate) fn members(devices: &Devices, recipients: Recipients) -> Vec<Address> {
+fn sending(
+    devices: &Devices,
+    origin: &Origin,
+    members: Vec<Address>,
+    missing_bridges: Vec<Arc<str>>,
+    delivery: Settlement,
+) -> Stage {
+    let reporter = Arc::clone(&devices.reporter);
+    let count = members.len();
+    let gathering = Gathering::new(reporter, origin.clone(), delivery, count, missing_bridges);
+    Stage::Sending { members: members.into_iter(), gathering }
+}
+
+/// The devices here that a command is for.
+pub(crate) fn members(devices: &Devices, whom: &Whom) -> Vec<Address> {
     let connected = |wanted: fn(&Wire) -> bool| {
         let all = devices.registry.all();
         let wanted = all.iter().filter(|session| wanted(session.wire()));
         wanted.map(|session| session.address().clone()).collect()
     };
-    match recipients {
-        Recipients::One(address) => vec![address],
-        Recipients::These(addresses) => addresses,
-        Recipients::Group(group) => devices.groups.members(&group).into_iter().collect(),
-        Recipients::All => connected(|_| true),
-        Recipients::AllInChat => connected(|wire| matches!(wire, Wire::Chat { .. })),
+    match whom {
+        Whom::Group(group) => devices.groups.members(group).into_iter().collect(),
+        Whom::All => connected(|_| true),
+        Whom::AllInChat => connected(|wire| matches!(wire, Wire::Chat { .. })),
     }
 }

@@ -19,7 +19,7 @@ use crate::access::{hello, proxy};
 use crate::broker::Recipients;
 use crate::broker::decode::{self, Defaults, PARK_TTL_MAX, Stamps};
 use crate::clock::Moment;
-use crate::command::{ADDRESS_MAX, Confirm, IfOffline, Reason};
+use crate::command::{ADDRESS_MAX, Confirm, IfOffline, Reason, Whom};
 use crate::protocol::recorder::{Asked, Recorder, replies};
 use crate::protocol::{Audience, Broken, Content, Hello, Payload, Wire, chat as chat_format};
 use crate::settings::LineEnding;
@@ -340,8 +340,8 @@ fn check_recipients(recipients: &Recipients) {
             assert!(!devices.is_empty());
             assert_eq!(devices.iter().collect::<HashSet<_>>().len(), devices.len());
         }
-        Recipients::Group(name) => assert!((1..=ADDRESS_MAX).contains(&name.len())),
-        Recipients::One(_) | Recipients::All | Recipients::AllInChat => {}
+        Recipients::Members(Whom::Group(name)) => assert!((1..=ADDRESS_MAX).contains(&name.len())),
+        Recipients::One(_) | Recipients::Members(Whom::All | Whom::AllInChat) => {}
     }
 }
 

@@ -11,13 +11,23 @@ use crate::report::Reporter;
 use crate::settlement::Settlement;
 
 /// How many of a command's recipients had which outcome, in the order of `Outcome::ALL`.
-pub(crate) type Tally = [usize; Outcome::ALL.len()];
+type Tally = [usize; Outcome::ALL.len()];
+
+/// What became of a command for many, as far as this bridge knows.
+#[derive(Debug)]
+pub(crate) struct Gathered<'a> {
+    pub(crate) tally: Tally,
+    pub(crate) passed_on: usize,
+    pub(crate) missing_bridges: &'a [Arc<str>],
+}
 
 /// A delivery that several orders share.
 #[derive(Debug)]
 pub(crate) struct Gathering {
     reporter: Arc<Reporter>,
     origin: Origin,
+    /// Bridges of whose devices it is not known whether it is for them.
+    missing_bridges: Vec<Arc<str>>,
     /// Held for a few counts, never across an await. Nothing is locked while it is.
     state: Mutex<State>,
 }
@@ -26,6 +36,7 @@ pub(crate) struct Gathering {
 struct State {
     open: usize,
     tally: Tally,
+    passed_on: usize,
     returned: bool,
     /// There until the last share is settled.
     delivery: Option<Settlement>,
@@ -38,14 +49,16 @@ impl Gathering {
         origin: Origin,
         delivery: Settlement,
         count: usize,
+        missing_bridges: Vec<Arc<str>>,
     ) -> Arc<Self> {
         let state = State {
             open: count,
             tally: Tally::default(),
+            passed_on: 0,
             returned: false,
             delivery: Some(delivery),
         };
-        Arc::new(Self { reporter, origin, state: Mutex::new(state) })
+        Arc::new(Self { reporter, origin, missing_bridges, state: Mutex::new(state) })
     }
 
     /// Whether the delivery may still be settled.
@@ -60,6 +73,11 @@ impl Gathering {
         }
     }
 
+    /// Another bridge has a recipient, and tells its outcome.
+    pub(crate) fn passed_on(&self) {
+        self.lock().passed_on += 1;
+    }
+
     /// One share is settled, or given back.
     pub(crate) fn share_done(&self, returned: bool) {
         let mut state = self.lock();
@@ -68,11 +86,16 @@ impl Gathering {
         if state.open > 0 {
             return;
         }
-        let (delivery, tally, returned) = (state.delivery.take(), state.tally, state.returned);
+        let (delivery, returned) = (state.delivery.take(), state.returned);
+        let (tally, passed_on) = (state.tally, state.passed_on);
         drop(state);
         match delivery {
             Some(delivery) if returned => delivery.hand_back(),
-            Some(delivery) => self.reporter.summarize(&self.origin, &tally, delivery),
+            Some(delivery) => {
+                let missing_bridges = &self.missing_bridges;
+                let gathered = Gathered { tally, passed_on, missing_bridges };
+                self.reporter.summarize(&self.origin, &gathered, delivery);
+            }
             None => {}
         }
     }

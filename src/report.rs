@@ -16,7 +16,7 @@ use crate::broker::Jobs;
 use crate::clock::{self, Moment};
 use crate::command::{Address, Command, Disposition, IfOffline, Outcome, Reason};
 use crate::fate::Fate;
-use crate::gathering::Tally;
+use crate::gathering::Gathered;
 use crate::job::{Deposit, Job, Undelivered};
 use crate::ledger::{Known, Ledger};
 use crate::live::{Kind, Live};
@@ -59,8 +59,17 @@ struct Summary<'a> {
     id: &'a str,
     members: usize,
     outcomes: BTreeMap<&'static str, usize>,
+    #[serde(skip_serializing_if = "is_zero")]
+    passed_on: usize,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    missing_bridges: Vec<&'a str>,
     bridge: &'a str,
     at: String,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
+fn is_zero(number: &usize) -> bool {
+    *number == 0
 }
 
 /// Reports the fate of commands.
@@ -157,19 +166,22 @@ impl Reporter {
     }
 
     /// Settles the delivery of a command for many, behind a summary if its sender wants receipts.
-    pub(crate) fn summarize(&self, origin: &Origin, tally: &Tally, delivery: Settlement) {
+    pub(crate) fn summarize(&self, origin: &Origin, gathered: &Gathered<'_>, delivery: Settlement) {
         if origin.message.reply_to().is_none() {
             delivery.settle();
             return;
         }
-        let counted = Outcome::ALL.into_iter().zip(tally.iter().copied());
+        let Gathered { tally, passed_on, missing_bridges } = *gathered;
+        let counted = Outcome::ALL.into_iter().zip(tally);
         let summary = Summary {
             id: &self.id(origin),
-            members: tally.iter().sum(),
+            members: tally.iter().sum::<usize>() + passed_on,
             outcomes: counted
                 .filter(|(_, count)| *count > 0)
                 .map(|(outcome, count)| (outcome.label(), count))
                 .collect(),
+            passed_on,
+            missing_bridges: missing_bridges.iter().map(|name| &**name).collect(),
             bridge: &self.run.bridge,
             at: clock::rfc3339(Moment::now().wall_ms),
         };

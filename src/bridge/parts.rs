@@ -57,8 +57,7 @@ impl Parts {
         let stalled_max = usize::from(settings.mq.stalled_max.get());
         let run = Run::begin(Arc::clone(&bridge));
         let live = Arc::new(Live::new(Mask::new(settings.process.live_mask.as_ref())));
-        let moving = settings.process.cluster_moving.0;
-        let cluster = || Arc::new(Cluster::new(run.clone(), metrics.clone(), moving));
+        let cluster = || Arc::new(Cluster::new(run.clone(), metrics.clone(), &settings.process));
         let cluster = settings.process.cluster.is_on().then(cluster);
         let presence =
             Presence::new(run.clone(), Arc::clone(&work), Arc::clone(&live), cluster.clone());

@@ -11,7 +11,7 @@ use super::hand::Hand;
 use super::intake::{Intake, Queue};
 use super::nodes::Nodes;
 use super::retry::Retry;
-use super::stream::Stream;
+use super::stream::{Rank, Stream};
 use super::topology::Kind;
 use super::{BrokerError, drain, topology};
 use crate::metrics;
@@ -88,7 +88,8 @@ impl Consumer {
     ) -> Result<(), BrokerError> {
         let settings = &self.intake.settings;
         let name = link::name(&self.bridge, "consumer");
-        let stream = Stream::open(&settings.mq, host, &name, settings.mq.queue.clone()).await?;
+        let queue = settings.mq.queue.clone();
+        let stream = Stream::open(&settings.mq, host, &name, queue, Rank::Equal).await?;
         let hand = Hand::new(&self.intake, stream, Queue::Commands, kind);
         self.up(true);
         let (queue, prefetch) = (&settings.mq.queue, settings.mq.prefetch);

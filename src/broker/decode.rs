@@ -17,7 +17,7 @@ use tokio::time::Instant;
 pub(crate) use recipients::Recipients;
 
 use crate::clock::Moment;
-use crate::command::{Address, Command, Confirm, IfOffline, Reason};
+use crate::command::{Address, Command, Confirm, IfOffline, Reason, Whom};
 use crate::protocol::{Content, Payload, Reach, Spoken, Wire};
 use crate::settings::Settings;
 
@@ -170,10 +170,7 @@ pub(crate) fn decode(
         Err(reason) => {
             let address = match recipients {
                 Recipients::One(address) => Some(address),
-                Recipients::These(_)
-                | Recipients::Group(_)
-                | Recipients::All
-                | Recipients::AllInChat => None,
+                Recipients::These(_) | Recipients::Members(_) => None,
             };
             Err(Invalid { reason, id, address })
         }
@@ -262,8 +259,8 @@ fn payload(body: &Body<'_>, recipients: &Recipients) -> Result<Payload, Reason> 
     let (reach, group) = match recipients {
         Recipients::One(_) => (Reach::One, None),
         Recipients::These(_) => (Reach::Several, None),
-        Recipients::Group(name) => (Reach::Several, Some(Arc::clone(name))),
-        Recipients::All | Recipients::AllInChat => (Reach::All, None),
+        Recipients::Members(Whom::Group(name)) => (Reach::Several, Some(Arc::from(&**name))),
+        Recipients::Members(Whom::All | Whom::AllInChat) => (Reach::All, None),
     };
     Ok(Payload { content, group, from: from.map(|from| from.as_ref().into()), reach })
 }

@@ -55,6 +55,8 @@ pub(super) struct Hand<'a> {
     fanout: Option<Fanout>,
     /// How many were given back.
     returned: usize,
+    /// Whether nothing is acknowledged, so that the consumer is given nothing beyond its credit.
+    withholds: bool,
     /// How many unsettled deliveries the metrics know of.
     counted: i64,
 }
@@ -88,6 +90,7 @@ impl<'a> Hand<'a> {
             waiting_since,
             fanout,
             returned: 0,
+            withholds: false,
             counted: 0,
         }
     }
@@ -109,9 +112,9 @@ impl<'a> Hand<'a> {
             biased;
             () = done => return Ok(ControlFlow::Break(())),
             Some(verdict) = self.settled.recv() => self.judge(verdict),
+            () = until_ready(self.intake, &self.fanout), if self.fanout.is_some() => self.fan_out(),
             // What comes next may be for one of those that have not had this yet.
-            () = tokio::task::yield_now(), if self.fanout.is_some() => self.fan_out(),
-            delivered = self.stream.next(), if self.fanout.is_none() => self.take_up(delivered?)?,
+            delivered = self.stream.next_if(self.fanout.is_none()) => self.take_up(delivered?)?,
             () = clock::until(renew_at) => self.renew().await?,
             () = clock::until(self.renewed.next_due()) => {}
         }
@@ -195,7 +198,7 @@ impl<'a> Hand<'a> {
             self.intake.devices().metrics.unsettled_changed(open - self.counted);
             self.counted = open;
         }
-        if self.acks.due() == 0 {
+        if self.acks.due() == 0 || self.withholds {
             return Ok(());
         }
         let (stream, mut result) = (&mut self.stream, Ok(()));
@@ -212,8 +215,10 @@ impl<'a> Hand<'a> {
     /// hold it, after a grace if it is proofs or the publisher that all wait for, never if too much
     /// waits.
     fn renew_at(&mut self) -> Option<Instant> {
-        if self.acks.open_of_consumer() < self.prefetch || self.acks.open_count() > self.stalled_max
-        {
+        let has_credit = self.acks.open_of_consumer() < self.prefetch;
+        // Nothing is taken while a command is on its way to many.
+        let is_of_use = !has_credit && self.fanout.is_none() && !self.withholds;
+        if !is_of_use || self.acks.open_count() > self.stalled_max {
             self.waiting_since = None;
             return None;
         }
@@ -279,20 +284,23 @@ impl<'a> Hand<'a> {
 
     /// Takes up what the broker sent before it heard of the cancellation.
     async fn take_up_early(&mut self) -> Result<(), BrokerError> {
-        self.finish_fanout().await;
+        self.finish_fanout().await?;
         while let Some(delivered) = self.stream.ready()? {
             self.take_up(delivered)?;
-            self.finish_fanout().await;
+            self.finish_fanout().await?;
         }
         Ok(())
     }
 
     /// Sends what is on its way to many to the rest of them.
-    async fn finish_fanout(&mut self) {
+    async fn finish_fanout(&mut self) -> Result<(), BrokerError> {
         while self.fanout.is_some() {
-            self.fan_out();
-            tokio::task::yield_now().await;
+            tokio::select! {
+                () = until_ready(self.intake, &self.fanout) => self.fan_out(),
+                error = self.stream.read_ahead() => return Err(error),
+            }
         }
+        Ok(())
     }
 
     /// Whether the fate of something in hand is still to come. What was given back goes with the channel, and whoever
@@ -315,7 +323,7 @@ impl<'a> Hand<'a> {
 
     /// Waits for the fate of what is in hand from an inbox to which nobody routes any more, and takes up meanwhile what
     /// comes all the same: nothing is cancelled while something is in hand (`renewed`). Once the rest is for `others` to
-    /// read, it takes no more. True if nothing was given back.
+    /// read, it takes no more than the consumer has credit for. True if nothing was given back.
     pub(super) async fn finish_inbox(
         mut self,
         others: impl Future<Output = ()>,
@@ -323,12 +331,25 @@ impl<'a> Hand<'a> {
         let mut others = std::pin::pin!(others);
         while self.awaits_some() {
             if self.step(others.as_mut()).await?.is_break() {
-                self.take_no_more().await?;
-                self.until_settled().await?;
+                self.use_up_credit().await?;
                 break;
             }
         }
         self.close().await
+    }
+
+    /// Takes up what the consumer is given still, and waits for the fate of what is in hand.
+    async fn use_up_credit(&mut self) -> Result<(), BrokerError> {
+        if !self.may_keep() {
+            self.take_no_more().await?;
+            return self.until_settled().await;
+        }
+        self.withholds = true;
+        while self.awaits_some() && self.step(std::future::pending()).await?.is_continue() {}
+        self.stream.cancel().await?;
+        self.stream.forget_early();
+        self.withholds = false;
+        Ok(())
     }
 
     /// What came and was not taken up goes back to the queue with the channel.
@@ -358,7 +379,7 @@ impl<'a> Hand<'a> {
     }
 
     async fn until_settled(&mut self) -> Result<(), BrokerError> {
-        self.finish_fanout().await;
+        self.finish_fanout().await?;
         while self.awaits_some() {
             tokio::select! {
                 Some(verdict) = self.settled.recv() => self.judge(verdict),
@@ -368,5 +389,12 @@ impl<'a> Hand<'a> {
             self.acknowledge()?;
         }
         Ok(())
+    }
+}
+
+/// Waits until a command for many may be sent to some more of them.
+async fn until_ready(intake: &Intake, fanout: &Option<Fanout>) {
+    if let Some(fanout) = fanout {
+        intake.until_ready(fanout).await;
     }
 }

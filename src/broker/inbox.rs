@@ -12,6 +12,7 @@ use crate::cluster::control::Control;
 use crate::cluster::{Cluster, Work};
 use crate::command::Address;
 use crate::device::{Devices, Yielded};
+use crate::fanout;
 
 /// Takes up what a bridge has said.
 pub(super) fn hear(devices: &Devices, cluster: &Cluster, body: &[u8]) {
@@ -63,6 +64,12 @@ pub(super) fn hear(devices: &Devices, cluster: &Cluster, body: &[u8]) {
         }
         Control::Has { bridge, number, addresses } => {
             cluster.answered(&bridge, number, &addresses);
+        }
+        Control::Call { bridge, number, whom } => {
+            cluster.answer_call(&bridge, number, &fanout::members(devices, &whom));
+        }
+        Control::Called { bridge, number, part, parts, addresses } => {
+            cluster.called(&bridge, number, (part, parts), addresses);
         }
         Control::Begun { .. } | Control::Alive | Control::Knock => {}
         Control::Claim { .. }

@@ -5,12 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use super::decode::{self, Decoded, Defaults, Invalid, Recipients};
+use super::decode::{self, Decoded, Defaults, Invalid, Recipients, Terms};
 use super::inbox;
 use super::message::{Delivered, Message, RouteMarks};
 use super::topology::INBOX_TTL;
 use crate::clock::Moment;
-use crate::command::{Address, Command};
+use crate::command::{Address, Command, Whom};
 use crate::device::Devices;
 use crate::fanout::{self, Fanout};
 use crate::order::{Facts, Order, Origin, Route, Steps};
@@ -95,55 +95,69 @@ impl Intake {
             }
             Some(Err(_)) | None => (recipients, origin),
         };
-        if let Recipients::One(address) = recipients {
-            let mut command = terms.with(address);
-            // Its time began at the bridge that took it off the queue.
-            if let Some(until_ms) = marks.until_ms {
-                let left = Duration::from_millis(until_ms.saturating_sub(arrived.wall_ms));
-                command.expires = command.expires.min(arrived.mono + left);
+        match recipients {
+            Recipients::One(address) => {
+                let mut command = terms.with(address);
+                // Its time began at the bridge that took it off the queue.
+                if let Some(until_ms) = marks.until_ms {
+                    let left = Duration::from_millis(until_ms.saturating_sub(arrived.wall_ms));
+                    command.expires = command.expires.min(arrived.mono + left);
+                }
+                Taken::One(self.order(command, origin, settlement))
             }
-            return Taken::One(self.order(command, origin, settlement));
+            Recipients::These(addresses) => {
+                let origin = Origin { shared: true, ..origin };
+                Taken::Many(Fanout::new(self.devices(), terms, origin, addresses, settlement))
+            }
+            Recipients::Members(whom) => self.take_for_members(whom, terms, origin, settlement),
         }
-        let members = fanout::members(self.devices(), recipients);
+    }
+
+    /// A command for those whom only the bridges can name.
+    fn take_for_members(
+        &self,
+        whom: Whom,
+        terms: Terms,
+        origin: Origin,
+        settlement: Settlement,
+    ) -> Taken {
+        let (devices, origin) = (self.devices(), Origin { shared: true, ..origin });
+        if let Some(cluster) = &devices.cluster {
+            let fanout = Fanout::ask(devices, cluster, terms, origin, whom, settlement);
+            return Taken::Many(fanout);
+        }
+        let members = fanout::members(devices, &whom);
         if members.is_empty() {
-            let reporter = &self.devices().reporter;
+            let reporter = &devices.reporter;
             let settlement = reporter.conclude_nobody(&origin, terms.if_offline, settlement);
             return Taken::Settled(settlement);
         }
-        let origin = Origin { shared: true, ..origin };
-        Taken::Many(Fanout::new(self.devices(), terms, origin, members, settlement))
+        Taken::Many(Fanout::new(devices, terms, origin, members, settlement))
     }
 
-    /// Refuses a command for those whom only all bridges together know, and one for several that did not
-    /// come by the command queue.
+    /// Refuses a command for several that did not come by the command queue.
     fn routable(
         &self,
         decoded: Decoded,
         marks: &RouteMarks,
         from: Queue,
     ) -> Result<Decoded, Invalid> {
-        if self.devices().cluster.is_none() || marks.address.is_some() {
+        let is_for_one = matches!(decoded.recipients, Recipients::One(_));
+        if is_for_one || marks.address.is_some() || from == Queue::Commands {
             return Ok(decoded);
         }
-        let reason = match &decoded.recipients {
-            Recipients::One(_) => return Ok(decoded),
-            Recipients::These(_) if from == Queue::Commands => return Ok(decoded),
-            Recipients::These(_) => {
-                "addresses: a command that is published to MQ_ROUTE_EXCHANGE is for one device"
-            }
-            Recipients::Group(_) => {
-                "group: not possible with CLUSTER=on; name its devices in `addresses`"
-            }
-            Recipients::All | Recipients::AllInChat => {
-                "broadcast: not possible with CLUSTER=on; name the devices in `addresses`"
-            }
-        };
+        let reason = "address: a command that is published to MQ_ROUTE_EXCHANGE is for one device";
         Err(Invalid { reason: reason.into(), id: decoded.id, address: None })
     }
 
     /// Sends a command for many to some more of them; true when all have had it.
     pub(super) fn step(&self, fanout: &mut Fanout) -> bool {
         fanout.step(&self.router, &self.trail)
+    }
+
+    /// Waits until there may be something to do for the next of these steps.
+    pub(super) async fn until_ready(&self, fanout: &Fanout) {
+        fanout.until_ready(self.devices()).await;
     }
 
     /// Makes an order of a message that was parked for `address`; gives also the number that it had

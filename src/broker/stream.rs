@@ -4,6 +4,7 @@
 //! This one is read and written by the task that polls it: the consumer's, which takes a delivery,
 //! writes to a device and acknowledges without leaving its thread. The codec is that of lapin.
 
+mod closing;
 mod courier;
 mod frames;
 mod handshake;
@@ -17,7 +18,7 @@ use std::task::{Context, Poll, Waker, ready};
 
 use amq_protocol::frame::AMQPFrame;
 use amq_protocol::protocol::basic::AMQPMethod as OfBasic;
-use amq_protocol::protocol::{AMQPClass, basic, channel, connection};
+use amq_protocol::protocol::{AMQPClass, basic};
 use amq_protocol::types::{AMQPValue, FieldTable, ShortString};
 use tokio::time::timeout;
 
@@ -25,7 +26,7 @@ pub(super) use self::courier::{Courier, NUMBER_HEADER, Said};
 use self::frames::{Deliver, Frame, Header};
 use self::wire::Wire;
 use super::acks::Ack;
-use super::connection::{self as link, CLOSE_TIMEOUT};
+use super::connection as link;
 use super::message::{Delivered, Message, Properties};
 use super::{BrokerError, topology};
 use crate::settings::{Broker, Endpoint};
@@ -36,13 +37,24 @@ const CHANNEL: u16 = 1;
 /// Room made for a message's body before any of it has come: what a header says may not be true.
 const BODY_ROOM_MAX: u64 = 64 * 1024;
 
-/// The priority of a consumer that wants nothing: below that of all others.
+/// Below the priority of all others.
 const LAST_PRIORITY: i32 = -1_000;
+
+/// Whom the broker serves first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Rank {
+    /// As any other consumer of the queue.
+    Equal,
+    /// Only when all others have no credit.
+    Last,
+}
 
 /// Deliveries from one queue.
 pub(super) struct Stream {
     wire: Wire,
     queue: String,
+    /// That of its consumers.
+    rank: Rank,
     /// The name of the consumer that runs.
     tag: ShortString,
     /// The routing key of the last delivery: they have it in common, nearly always.
@@ -82,9 +94,11 @@ impl Stream {
         host: &Endpoint,
         name: &str,
         queue: String,
+        rank: Rank,
     ) -> Result<Self, BrokerError> {
         let opening = async {
             let mut stream = Self::connect(mq, host, name, queue).await?;
+            stream.rank = rank;
             stream.consume().await?;
             Ok(stream)
         };
@@ -102,6 +116,7 @@ impl Stream {
         let mut stream = Self {
             wire: Wire::new(socket.map_err(|(error, _)| error)?),
             queue,
+            rank: Rank::Equal,
             tag: ShortString::default(),
             key: Arc::default(),
             partial: None,
@@ -113,10 +128,14 @@ impl Stream {
 
     /// Starts a consumer, with all its credit.
     pub(super) async fn consume(&mut self) -> Result<(), BrokerError> {
-        self.consume_with(FieldTable::default()).await
+        self.consume_as(self.rank).await
     }
 
-    async fn consume_with(&mut self, arguments: FieldTable) -> Result<(), BrokerError> {
+    async fn consume_as(&mut self, rank: Rank) -> Result<(), BrokerError> {
+        let mut arguments = FieldTable::default();
+        if rank == Rank::Last {
+            arguments.insert("x-priority".into(), AMQPValue::LongInt(LAST_PRIORITY));
+        }
         let consume = basic::Consume {
             queue: self.queue.as_str().into(),
             // The broker makes the tag: it is unique on the channel, renewed consumers included.
@@ -180,6 +199,23 @@ impl Stream {
         poll_fn(|cx| self.poll_delivered(cx)).await
     }
 
+    /// The next delivery if it `is_taken`; else this only keeps the connection alive.
+    pub(super) async fn next_if(&mut self, is_taken: bool) -> Result<Delivered, BrokerError> {
+        if is_taken { self.next().await } else { Err(self.read_ahead().await) }
+    }
+
+    /// Keeps the connection alive while nothing is taken, until it is lost. What comes meanwhile, at most the prefetch, is
+    /// given out later.
+    pub(super) async fn read_ahead(&mut self) -> BrokerError {
+        loop {
+            let came = poll_fn(|cx| self.poll_came(cx)).await;
+            match self.delivery(came) {
+                Ok(delivered) => self.early.push_back(delivered),
+                Err(error) => return error,
+            }
+        }
+    }
+
     /// A delivery that is here already.
     pub(super) fn ready(&mut self) -> Result<Option<Delivered>, BrokerError> {
         match self.poll_delivered(&mut Context::from_waker(Waker::noop())) {
@@ -203,25 +239,6 @@ impl Stream {
         }
     }
 
-    /// Waits until a quorum queue knows what was acknowledged. It takes `quorum_commands_soft_limit` acknowledgements of a
-    /// channel at a time, 32 of them; the rest waits in the channel, and is lost if that is closed: all of them are
-    /// delivered again. The broker answers to a consumer that begins when those before it are taken, and passes on the
-    /// rest. Nothing is to be in hand any more that is still to be acknowledged.
-    pub(super) async fn until_acknowledged(&mut self) -> Result<(), BrokerError> {
-        let doing = "acknowledging the last deliveries";
-        let beginning = async {
-            self.set_prefetch(1).await.map_err(BrokerError::during(doing))?;
-            // What there is, is for others: this one is given one delivery, and only if no other consumer wants it.
-            let mut arguments = FieldTable::default();
-            arguments.insert("x-priority".into(), AMQPValue::LongInt(LAST_PRIORITY));
-            self.consume_with(arguments).await
-        };
-        timeout(CLOSE_TIMEOUT, beginning).await.unwrap_or_else(|_| {
-            let silent = io::Error::from(io::ErrorKind::TimedOut);
-            Err(BrokerError::during(doing)(silent.into()))
-        })
-    }
-
     /// How many deliveries each consumer that begins may have in hand.
     async fn set_prefetch(&mut self, prefetch_count: u16) -> lapin::Result<()> {
         let qos = basic::Qos { prefetch_count, global: false };
@@ -230,37 +247,6 @@ impl Stream {
             matches!(reply, AMQPClass::Basic(OfBasic::QosOk(_))).then_some(())
         })
         .await
-    }
-
-    /// Closes it in good order. The broker answers when it has taken all that was said before; what it
-    /// delivered and was not acknowledged goes back to the queue.
-    pub(super) async fn close(&mut self) -> Result<(), BrokerError> {
-        let (reply_code, reply_text) = (200, ShortString::from("done"));
-        let of_channel = channel::Close {
-            reply_code,
-            reply_text: reply_text.clone(),
-            class_id: 0,
-            method_id: 0,
-        };
-        let of_connection = connection::Close { reply_code, reply_text, class_id: 0, method_id: 0 };
-        let closing = async {
-            let close = channel::AMQPMethod::Close(of_channel);
-            self.put(CHANNEL, AMQPClass::Channel(close))?;
-            self.expect("channel.close-ok", |reply| {
-                matches!(reply, AMQPClass::Channel(channel::AMQPMethod::CloseOk(_))).then_some(())
-            })
-            .await?;
-            let close = connection::AMQPMethod::Close(of_connection);
-            self.put(CONNECTION, AMQPClass::Connection(close))?;
-            self.expect("connection.close-ok", |reply| {
-                matches!(reply, AMQPClass::Connection(connection::AMQPMethod::CloseOk(_)))
-                    .then_some(())
-            })
-            .await
-        };
-        let closed = timeout(CLOSE_TIMEOUT, closing).await;
-        let silent = || Err(io::Error::from(io::ErrorKind::TimedOut).into());
-        closed.unwrap_or_else(|_| silent()).map_err(BrokerError::during("closing the connection"))
     }
 
     fn put(&mut self, channel: u16, method: AMQPClass) -> lapin::Result<()> {
@@ -289,7 +275,13 @@ impl Stream {
         if let Some(delivered) = self.early.pop_front() {
             return Poll::Ready(Ok(delivered));
         }
-        Poll::Ready(match ready!(self.poll_came(cx)) {
+        let came = ready!(self.poll_came(cx));
+        Poll::Ready(self.delivery(came))
+    }
+
+    /// What came, if it is a delivery.
+    fn delivery(&self, came: lapin::Result<Came>) -> Result<Delivered, BrokerError> {
+        match came {
             Ok(Came::Delivered(delivered)) => Ok(delivered),
             Ok(Came::Reply(AMQPClass::Basic(OfBasic::Cancel(_)))) => {
                 Err(BrokerError::Cancelled { queue: self.queue.clone() })
@@ -300,7 +292,7 @@ impl Stream {
             }
             Ok(Came::Returned(_)) => Err(BrokerError::during("consuming")(out_of_place())),
             Err(error) => Err(BrokerError::during("consuming")(error)),
-        })
+        }
     }
 
     fn poll_came(&mut self, cx: &mut Context<'_>) -> Poll<lapin::Result<Came>> {

@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use serde::{Deserialize, Serialize};
 
 use super::moving::Connection;
+use crate::command::Whom;
 
 /// The AMQP property `type` of such a message.
 pub(crate) const TYPE: &str = "rabbitline.cluster";
@@ -36,7 +37,7 @@ pub(crate) enum Control {
     /// What came for this bridge is taken on by another, and its bindings lead nowhere: what was claimed from
     /// it is to be claimed again.
     Left { bridge: String },
-    /// To one that was not known: this one is there, too, and has given out epochs up to this.
+    /// To one that was not known: this one is there, too, and has given out epochs up to this. Said at once.
     Here { bridge: String, epoch: u64 },
     /// To such a one, in parts: these devices are connected to the bridge, in this run of it. Said at once.
     Devices { bridge: String, run: String, devices: Vec<Connection> },
@@ -55,6 +56,11 @@ pub(crate) enum Control {
     Wanted { bridge: String, number: u32, addresses: Vec<String> },
     /// To who has asked with this number: these are connected to the bridge. Said at once.
     Has { bridge: String, number: u32, addresses: Vec<String> },
+    /// A bridge has a command for these devices: which of those that are connected to whoever hears this are among them.
+    /// Said at once.
+    Call { bridge: String, number: u32, whom: Whom },
+    /// To who has asked with this number, one part of so many: it is for these. Said at once.
+    Called { bridge: String, number: u32, part: u32, parts: u32, addresses: Vec<String> },
     /// Whether the bridge is there: if it is not, this comes back.
     Alive,
     /// To the queue of what is parked for a device: if there is none, this comes back.
@@ -71,7 +77,7 @@ impl Control {
 
     /// Whether it goes behind what bridges wait for, if it is said at once: on a busy broker each message takes its time.
     pub(crate) fn can_wait(&self) -> bool {
-        matches!(self, Self::Devices { .. })
+        matches!(self, Self::Devices { .. } | Self::Called { .. })
     }
 
     /// As the body of a message.
@@ -128,6 +134,15 @@ mod tests {
                 addresses: vec![address.clone()],
             },
             Control::Has { bridge: "b2".to_owned(), number: 3, addresses: Vec::new() },
+            Control::Call { bridge: "b2".to_owned(), number: 4, whom: Whom::Group("pumps".into()) },
+            Control::Call { bridge: "b2".to_owned(), number: 5, whom: Whom::All },
+            Control::Called {
+                bridge: "b2".to_owned(),
+                number: 5,
+                part: 1,
+                parts: 2,
+                addresses: vec![address.clone()],
+            },
             Control::Alive,
             Control::Knock,
             Control::Parked { address },

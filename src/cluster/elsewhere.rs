@@ -115,6 +115,12 @@ impl Elsewhere {
         self.take_all(bridge)
     }
 
+    /// The devices of a bridge.
+    pub(super) fn at(&self, bridge: &str) -> impl Iterator<Item = &Address> {
+        let here = self.devices.iter().filter(move |(_, known)| *known.at.bridge == *bridge);
+        here.map(|(address, _)| address)
+    }
+
     /// How many devices are remembered.
     pub(super) fn count(&self) -> usize {
         self.devices.len()

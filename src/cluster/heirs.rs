@@ -178,7 +178,7 @@ impl Cluster {
         self.heirs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn moving(&self) -> std::sync::MutexGuard<'_, Moving> {
+    pub(super) fn moving(&self) -> std::sync::MutexGuard<'_, Moving> {
         self.moving.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

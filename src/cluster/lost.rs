@@ -85,6 +85,11 @@ impl Cluster {
         self.hold_lost(&lost);
     }
 
+    /// The devices that another bridge has, as far as is known.
+    pub(super) fn devices_at(&self, bridge: &str) -> Vec<Address> {
+        self.change(|known| known.at(bridge).cloned().collect())
+    }
+
     /// Another bridge says which devices it has.
     pub(crate) fn has_these(&self, bridge: &str, run: &str, devices: Vec<Connection>) {
         self.heard_of(bridge);
@@ -96,9 +101,11 @@ impl Cluster {
         }
     }
 
-    /// Tells a bridge that was not known which devices are here.
-    pub(crate) fn tell_devices(&self, to: &Arc<str>, devices: &[Connection]) {
+    /// Tells a bridge that was not known that this one is there, and which devices are here. It may have no inbox yet.
+    pub(crate) fn greet(&self, to: &Arc<str>, last_epoch: u64, devices: &[Connection]) {
         let until = Instant::now() + TOLD_WITHIN;
+        let control = Control::Here { bridge: self.bridge.to_string(), epoch: last_epoch };
+        self.urgent.push(Urgent { to: Arc::clone(to), control, until });
         for devices in devices.chunks(DEVICES_A_MESSAGE) {
             let (bridge, run) = (self.bridge.to_string(), self.run.to_string());
             let control = Control::Devices { bridge, run, devices: devices.to_vec() };

@@ -95,6 +95,11 @@ impl Moving {
         self.held.len()
     }
 
+    /// Those of them for which commands wait.
+    pub(super) fn devices(&self) -> impl Iterator<Item = &Address> {
+        self.held.iter().filter(|(_, held)| !held.lost).map(|(address, _)| address)
+    }
+
     /// Lets a command wait for a device that is held; gives it back if it is not.
     pub(super) fn wait(&mut self, order: Order) -> Result<(), Order> {
         match self.held.get_mut(&order.command().address) {

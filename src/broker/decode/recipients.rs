@@ -1,11 +1,9 @@
 //! Whom a command is for: one device, several, a group, or all.
 
-use std::sync::Arc;
-
 use serde_json::value::RawValue;
 
 use super::{Body, expected, missing, text};
-use crate::command::{ADDRESS_MAX, Address, Reason};
+use crate::command::{ADDRESS_MAX, Address, Reason, Whom};
 
 /// Devices that one command may list. Each has its own outcome and receipt, so this bounds what one
 /// delivery can be.
@@ -17,18 +15,14 @@ pub(crate) enum Recipients {
     One(Address),
     /// Each once, in the order they were named.
     These(Vec<Address>),
-    Group(Arc<str>),
-    /// All that are connected.
-    All,
-    /// All that are connected and speak `chat`.
-    AllInChat,
+    Members(Whom),
 }
 
 /// Reads whom a command is for; it must say so in one way.
 pub(super) fn read(body: &Body<'_>) -> Result<Recipients, Reason> {
     let broadcast = match body.broadcast.map(RawValue::get) {
         None | Some("false") => None,
-        Some("true") => Some(Recipients::All),
+        Some("true") => Some(Recipients::Members(Whom::All)),
         Some(other) => return Err(expected("broadcast", "true or false", other)),
     };
     let said = [
@@ -48,7 +42,7 @@ pub(super) fn read(body: &Body<'_>) -> Result<Recipients, Reason> {
 /// Reads whom a `chat` message of a backend is for, by its command.
 pub(super) fn read_chat(command: &str, to: Option<&RawValue>) -> Result<Recipients, Reason> {
     if command == "104" {
-        return Ok(Recipients::AllInChat);
+        return Ok(Recipients::Members(Whom::AllInChat));
     }
     if !["102", "103"].contains(&command) {
         return Err(expected("command_id", "102, 103 or 104", command));
@@ -66,7 +60,7 @@ fn group(raw: &RawValue) -> Result<Recipients, Reason> {
     if name.is_empty() || name.len() > ADDRESS_MAX {
         return Err(format!("group: expected a name of 1 to {ADDRESS_MAX} bytes").into());
     }
-    Ok(Recipients::Group(name.into()))
+    Ok(Recipients::Members(Whom::Group(name.as_ref().into())))
 }
 
 fn list(name: &str, raw: &RawValue) -> Result<Recipients, Reason> {

@@ -162,8 +162,8 @@ fn a_command_is_for_one_for_several_for_a_group_or_for_all() {
     check(r#""address":"p1""#, Recipients::One(address("p1")));
     let several = vec![address("p1"), address("10.0.0.7")];
     check(r#""addresses":["p1","10.0.0.7","::ffff:10.0.0.7"]"#, Recipients::These(several));
-    check(r#""group":"pumps""#, Recipients::Group("pumps".into()));
-    check(r#""broadcast":true"#, Recipients::All);
+    check(r#""group":"pumps""#, Recipients::Members(Whom::Group("pumps".into())));
+    check(r#""broadcast":true"#, Recipients::Members(Whom::All));
     check(r#""broadcast":false,"address":"p1""#, Recipients::One(address("p1")));
 
     let wrong = |to: &str, expected: &str| {
@@ -198,7 +198,7 @@ fn a_backend_may_write_chat_messages_as_they_are() {
     let all = decoded(&format!(r#"{{"command_id":104,{rest}"#)).expect("a message");
     assert_eq!(
         (all.recipients, all.terms.spoken.payload().reach),
-        (Recipients::AllInChat, Reach::All)
+        (Recipients::Members(Whom::AllInChat), Reach::All)
     );
     let wrong = decoded(&format!(r#"{{"command_id":105,{rest}"#)).expect_err("no such command");
     assert_eq!(wrong, "command_id: expected 102, 103 or 104, got 105");

@@ -25,6 +25,8 @@ pub(crate) struct Gathered {
     at: HashMap<String, usize>,
     /// Devices for which it is parked.
     parked: HashSet<String>,
+    /// How many receipts of devices are to come, if other bridges tell of some.
+    expected: usize,
     /// Whether there is an outcome for the command as a whole, as for a group of nobody.
     is_settled: bool,
 }
@@ -35,6 +37,11 @@ struct Receipt<'a> {
     address: Option<Cow<'a, str>>,
     #[serde(borrow)]
     outcome: Option<Cow<'a, str>>,
+    /// Of a summary.
+    #[serde(default)]
+    members: usize,
+    #[serde(default)]
+    passed_on: usize,
 }
 
 impl Gathered {
@@ -45,8 +52,10 @@ impl Gathered {
     /// Takes up a receipt or a summary.
     pub(super) fn take(&mut self, body: &[u8]) {
         let Ok(raw) = serde_json::from_slice::<Box<RawValue>>(body) else { return };
-        let Ok(Receipt { address, outcome }) = serde_json::from_str(raw.get()) else { return };
+        let Ok(receipt) = serde_json::from_str(raw.get()) else { return };
+        let Receipt { address, outcome, members, passed_on } = receipt;
         let Some(outcome) = outcome else {
+            self.expected = if passed_on > 0 { members } else { 0 };
             self.summary = Some(raw);
             return;
         };
@@ -76,7 +85,8 @@ impl Gathered {
 
     /// Whether all have their final outcome.
     pub(crate) fn is_done(&self) -> bool {
-        self.is_settled || (self.summary.is_some() && self.parked.is_empty())
+        let all_are_here = self.at.len() + self.left_out >= self.expected;
+        self.is_settled || (self.summary.is_some() && self.parked.is_empty() && all_are_here)
     }
 }
 
@@ -115,6 +125,18 @@ mod tests {
         gathered.take(&receipt("p2", "written"));
         assert!(!gathered.is_done());
         gathered.take(SUMMARY);
+        assert!(gathered.is_done());
+    }
+
+    #[test]
+    fn what_other_bridges_tell_is_waited_for_behind_the_summary() {
+        let mut gathered = Gathered::new(false);
+        gathered.take(&receipt("p1", "written"));
+        gathered.take(br#"{"id":"c","members":2,"passed_on":1,"outcomes":{"written":1}}"#);
+        assert!(!gathered.is_done());
+        gathered.take(&receipt("p2", "parked"));
+        assert!(!gathered.is_done());
+        gathered.take(&receipt("p2", "written"));
         assert!(gathered.is_done());
     }
 

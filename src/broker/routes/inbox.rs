@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 use super::super::connection::Link;
 use super::super::hand::Hand;
 use super::super::intake::{Intake, Queue};
-use super::super::stream::Stream;
+use super::super::stream::{Rank, Stream};
 use super::super::topology::{Gate, Kind};
 use super::super::{BrokerError, topology};
 
@@ -32,8 +32,11 @@ pub(super) struct Inbox<'a> {
 impl Inbox<'_> {
     /// Begins to read.
     pub(super) async fn open(&self) -> Result<Stream, BrokerError> {
-        let mq = &self.intake.settings.mq;
-        Stream::open(mq, self.link.host(), self.reader, mq.inbox(self.of)).await
+        let (mq, host) = (&self.intake.settings.mq, self.link.host());
+        // A bridge that is back reads for itself: what another one would still take it would pass on to the same inbox.
+        let is_own = self.queue == Queue::Inbox;
+        let rank = if is_own { Rank::Equal } else { Rank::Last };
+        Stream::open(mq, host, self.reader, mq.inbox(self.of), rank).await
     }
 
     fn hand(&self, stream: Stream) -> Hand<'_> {

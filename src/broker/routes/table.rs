@@ -290,10 +290,9 @@ impl<'a> Table<'a> {
             Work::Say(to, control) => self.say(&to, &control),
             Work::Heard(address, control) => self.heard(address, control),
             Work::Greet(bridge) => {
-                let epoch = self.devices().registry.last_epoch();
-                let own = self.cluster.bridge.to_string();
-                self.cluster.tell_devices(&bridge, &self.devices().registry.announced());
-                self.say(&bridge, &Control::Here { bridge: own, epoch })
+                let registry = &self.devices().registry;
+                self.cluster.greet(&bridge, registry.last_epoch(), &registry.announced());
+                Ok(())
             }
             Work::ClaimAgain => {
                 let claimed = |(_, entry): &(&Address, &Entry)| matches!(entry, Entry::Claiming);

@@ -146,7 +146,9 @@ export class Sending {
   #draw() {
     const receipts = [...this.#receipts.values()];
     if (receipts.length === 0) return;
-    const counts = this.#summary?.outcomes ?? Object.fromEntries([...Map.groupBy(receipts, ({ outcome }) => outcome)].map(([word, some]) => [word, some.length]));
+    // A bridge counts what it tells itself; of what others tell there are the receipts.
+    const counted = this.#summary?.passed_on ? undefined : this.#summary?.outcomes;
+    const counts = counted ?? Object.fromEntries([...Map.groupBy(receipts, ({ outcome }) => outcome)].map(([word, some]) => [word, some.length]));
     const [only] = receipts;
     const about = h("span", { class: "mono quiet small-text" }, this.#id);
     if (this.#isOne) {
@@ -156,7 +158,9 @@ export class Sending {
       put(this.#detail, only.reason && h("p", {}, only.reason), answer !== undefined && h("p", {}, "Answer: ", h("code", { class: "line" }, answer)), about, steps, this.#problem);
     } else {
       put(this.#outcome, Object.entries(counts).map(([word, number]) => badge({ ...words.outcome(word), word: `${word} ${count(number)}` })));
-      put(this.#detail, this.#table(receipts), about, this.#problem);
+      const missing = this.#summary?.missing_bridges;
+      const unheard = missing && h("p", { class: "problem" }, `${missing.join(", ")} did not say which of its devices it is for. Some may not have it.`);
+      put(this.#detail, this.#table(receipts), unheard, about, this.#problem);
     }
     this.#tell(counts, only);
   }

@@ -232,9 +232,21 @@ fn a_bridge_that_dies_again_and_again_is_found_each_time() {
 
 #[test]
 fn a_bridge_that_died_comes_back_while_a_device_has_not_answered_what_was_in_its_queue() {
-    let scene = Scene::new("cluster-unanswered");
+    comes_back_while_one_is_unanswered("classic");
+}
+
+#[test]
+fn the_same_with_a_quorum_queue_whose_reader_has_credit_left() {
+    comes_back_while_one_is_unanswered("quorum");
+}
+
+fn comes_back_while_one_is_unanswered(queue_type: &str) {
+    let scene = Scene::new(&format!("cluster-unanswered-{queue_type}"));
     let presence = scene.presence();
-    let start = |name| setup(&scene, name).set("CLUSTER_GONE_AFTER", "1s").start();
+    let start = |name| {
+        let setup = setup(&scene, name).set("CLUSTER_GONE_AFTER", "1s");
+        setup.set("MQ_QUEUE_TYPE", queue_type).set("MQ_PREFETCH", "16").start()
+    };
     let (first, second) = (start("a"), start("b"));
     second.until_metric("rabbitline_route_bridges", |known| known == 1.0);
     let _old = first.device("127.0.0.2");
@@ -253,10 +265,17 @@ fn a_bridge_that_died_comes_back_while_a_device_has_not_answered_what_was_in_its
     let first = start("a");
     let mut other = first.device("127.0.0.3");
     until_online(&presence, "127.0.0.3", "a");
-    scene.publish(&command("127.0.0.3", "ON"));
-    assert_eq!(other.line(), "ON\r\n");
+    // Far more than the other bridge might still take.
+    for number in 0..100 {
+        let body = command("127.0.0.3", &number.to_string()).to_string();
+        scene.amqp.publish_until_taken(&scene.routes(), "127.0.0.3", body.as_bytes());
+        assert_eq!(other.line(), format!("{number}\r\n"));
+    }
     device.send(b"FINE\n");
     assert_eq!(receipts.next().json()["answer"], "FINE");
+    assert_eq!(second.terminate().code, Some(0));
+    assert_eq!(first.terminate().code, Some(0));
+    assert_eq!(scene.amqp.queue(&inbox(&scene, "a")).map_or(0, |(depth, _)| depth), 0);
 }
 
 #[test]

@@ -255,6 +255,8 @@ impl Table<'_> {
             | Control::Arriving { .. }
             | Control::Wanted { .. }
             | Control::Has { .. }
+            | Control::Call { .. }
+            | Control::Called { .. }
             | Control::Alive
             | Control::Knock
             | Control::Leaving { .. }

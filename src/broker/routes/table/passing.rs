@@ -121,6 +121,9 @@ impl Table<'_> {
         devices.metrics.passed_on();
         let id = devices.reporter.id(&facts.origin);
         debug!(%id, address = %facts.command.address, "command passed on to another bridge");
+        if let Some(gathering) = settlement.gathering() {
+            gathering.passed_on();
+        }
         settlement.settle();
     }
 
