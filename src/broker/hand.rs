@@ -107,22 +107,44 @@ impl<'a> Hand<'a> {
         &mut self,
         done: impl Future<Output = ()>,
     ) -> Result<ControlFlow<()>, BrokerError> {
-        let renew_at = self.renew_at();
-        tokio::select! {
-            biased;
-            () = done => return Ok(ControlFlow::Break(())),
-            Some(verdict) = self.settled.recv() => self.judge(verdict),
-            () = until_ready(self.intake, &self.fanout), if self.fanout.is_some() => self.fan_out(),
+        if self.fanout.is_some() {
             // What comes next may be for one of those that have not had this yet.
-            delivered = self.stream.next_if(self.fanout.is_none()) => self.take_up(delivered?)?,
-            () = clock::until(renew_at) => self.renew().await?,
-            () = clock::until(self.renewed.next_due()) => {}
+            if self.fan_out_until(done).await?.is_break() {
+                return Ok(ControlFlow::Break(()));
+            }
+        } else {
+            let renew_at = self.renew_at();
+            tokio::select! {
+                biased;
+                () = done => return Ok(ControlFlow::Break(())),
+                Some(verdict) = self.settled.recv() => self.judge(verdict),
+                delivered = self.stream.next() => self.take_up(delivered?)?,
+                () = clock::until(renew_at) => self.renew().await?,
+                () = clock::until(self.renewed.next_due()) => {}
+            }
         }
         self.take_what_is_ready()?;
         self.release()?;
         self.acknowledge()?;
         // A full queue must not keep the other tasks of this thread waiting.
         tokio::task::coop::consume_budget().await;
+        Ok(ControlFlow::Continue(()))
+    }
+
+    /// Sends the command for many that is on its way to some more of them, unless it is `done`; what is settled meanwhile
+    /// comes first.
+    async fn fan_out_until(
+        &mut self,
+        done: impl Future<Output = ()>,
+    ) -> Result<ControlFlow<()>, BrokerError> {
+        let Some(fanout) = &self.fanout else { return Ok(ControlFlow::Continue(())) };
+        tokio::select! {
+            biased;
+            () = done => return Ok(ControlFlow::Break(())),
+            Some(verdict) = self.settled.recv() => self.judge(verdict),
+            () = self.intake.until_ready(fanout) => self.fan_out(),
+            error = self.stream.read_ahead() => return Err(error),
+        }
         Ok(ControlFlow::Continue(()))
     }
 
@@ -216,9 +238,7 @@ impl<'a> Hand<'a> {
     /// waits.
     fn renew_at(&mut self) -> Option<Instant> {
         let has_credit = self.acks.open_of_consumer() < self.prefetch;
-        // Nothing is taken while a command is on its way to many.
-        let is_of_use = !has_credit && self.fanout.is_none() && !self.withholds;
-        if !is_of_use || self.acks.open_count() > self.stalled_max {
+        if has_credit || self.withholds || self.acks.open_count() > self.stalled_max {
             self.waiting_since = None;
             return None;
         }
@@ -294,12 +314,9 @@ impl<'a> Hand<'a> {
 
     /// Sends what is on its way to many to the rest of them.
     async fn finish_fanout(&mut self) -> Result<(), BrokerError> {
-        while self.fanout.is_some() {
-            tokio::select! {
-                () = until_ready(self.intake, &self.fanout) => self.fan_out(),
-                error = self.stream.read_ahead() => return Err(error),
-            }
-        }
+        while self.fanout.is_some()
+            && self.fan_out_until(std::future::pending()).await?.is_continue()
+        {}
         Ok(())
     }
 
@@ -389,12 +406,5 @@ impl<'a> Hand<'a> {
             self.acknowledge()?;
         }
         Ok(())
-    }
-}
-
-/// Waits until a command for many may be sent to some more of them.
-async fn until_ready(intake: &Intake, fanout: &Option<Fanout>) {
-    if let Some(fanout) = fanout {
-        intake.until_ready(fanout).await;
     }
 }

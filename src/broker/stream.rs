@@ -199,11 +199,6 @@ impl Stream {
         poll_fn(|cx| self.poll_delivered(cx)).await
     }
 
-    /// The next delivery if it `is_taken`; else this only keeps the connection alive.
-    pub(super) async fn next_if(&mut self, is_taken: bool) -> Result<Delivered, BrokerError> {
-        if is_taken { self.next().await } else { Err(self.read_ahead().await) }
-    }
-
     /// Keeps the connection alive while nothing is taken, until it is lost. What comes meanwhile, at most the prefetch, is
     /// given out later.
     pub(super) async fn read_ahead(&mut self) -> BrokerError {
