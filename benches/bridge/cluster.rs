@@ -3,7 +3,8 @@
 //!
 //! Every bridge gets a few devices first, then as many more as it is to have; each slope is between the two. Then
 //! there is a command for each device, in the one queue that all bridges take from: all but one in N goes on to the
-//! bridge that has its device. Every device checks that it has its own, once and in order.
+//! bridge that has its device. Every device checks that it has its own, once and in order. At last there is one command for all
+//! devices.
 
 use std::{fmt, time::Duration};
 
@@ -60,6 +61,8 @@ pub(crate) struct ClusterReport {
     pub(crate) bridge_base_kib: f64,
     #[serde(flatten)]
     pub(crate) through: Through,
+    /// From the publication of one command for all devices to the last of them.
+    pub(crate) broadcast_s: f64,
 }
 
 /// Commands on their way through the bridges.
@@ -113,6 +116,7 @@ pub(crate) fn measure(broker: &Broker, plan: Plan) -> Result<ClusterReport> {
     let added = (devices - bridges * FEW) as f64;
     let slope = |of: fn(&Memory) -> u64| (of(&many) as f64 - of(&few) as f64) / added;
     let through = command_all(broker, &mut publisher, &mut members, devices_each)?;
+    let broadcast_s = command_for_all(&mut publisher, &mut members, devices_each)?;
     Ok(ClusterReport {
         plan,
         devices,
@@ -123,6 +127,7 @@ pub(crate) fn measure(broker: &Broker, plan: Plan) -> Result<ClusterReport> {
         kernel_kib: slope(|it| it.slab) / 2.0,
         bridge_base_kib: base.bridges as f64 / bridges as f64,
         through,
+        broadcast_s,
     })
 }
 
@@ -213,6 +218,26 @@ fn command_all(
     Ok(Through { commands, rate, passed_on, cpu_us })
 }
 
+/// One command for all devices: the seconds until the last one has it.
+fn command_for_all(
+    publisher: &mut Publisher,
+    members: &mut [Member],
+    devices_each: usize,
+) -> Result<f64> {
+    for member in members.iter_mut() {
+        member.bridge.wait_idle()?;
+        member.devices.begin_receive(devices_each as u64)?;
+    }
+    let [first, ..] = members else { return Ok(0.0) };
+    let sent_us = first.load.publish_shared(publisher, "to-all", None)?;
+    let mut last_us = sent_us;
+    for member in members.iter() {
+        let received = member.devices.received().with_context(|| member.bridge.said())?;
+        last_us = last_us.max(received.last_us);
+    }
+    Ok((last_us - sent_us) as f64 / 1e6)
+}
+
 /// The processor time of all bridges.
 fn cpu(members: &[Member]) -> Result<Duration> {
     members.iter().map(|member| member.bridge.process.cpu()).sum()
@@ -275,13 +300,15 @@ pub(crate) fn write(reports: &[ClusterReport], f: &mut fmt::Formatter<'_>) -> fm
             format!("{rate:.0}"),
             format!("{passed_on:.2}"),
             format!("{bridge:.1} / {broker:.1} / {theirs:.1}"),
+            format!("{:.1}", it.broadcast_s),
         ]
     });
     write_table(
         f,
         "From a full queue that all of them take from to the devices, and the part that goes through two bridges\n\
-         (CPU: microseconds a command of all bridges / the broker / the simulated devices)",
-        ["bridges", "devices", "commands/s", "passed on", "CPU"],
+         (CPU: microseconds a command of all bridges / the broker / the simulated devices);\n\
+         and the seconds until one command for all devices is at the last of them",
+        ["bridges", "devices", "commands/s", "passed on", "CPU", "one for all"],
         rows.collect(),
     )
 }

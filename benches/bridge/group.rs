@@ -80,7 +80,7 @@ fn once(broker: &Broker, count: usize) -> Result<Run> {
 
     devices.begin_receive(all)?;
     let cpu = bridge.process.cpu()?;
-    let sent_us = load.publish_shared(&mut publisher, ID, RECEIPTS)?;
+    let sent_us = load.publish_shared(&mut publisher, ID, Some(RECEIPTS))?;
     let received = devices.received().with_context(|| bridge.said())?;
     let times = receipts.all().with_context(|| bridge.said())?;
     let cpu = bridge.process.cpu()?.saturating_sub(cpu);

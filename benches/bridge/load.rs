@@ -80,13 +80,13 @@ impl Load {
         publisher.publish(QUEUE, &self.body)
     }
 
-    /// Publishes a command for all devices, whose receipts go to the queue `reply_to`; it carries the time at which
-    /// it is sent, which is the answer.
+    /// Publishes a command for all devices; its receipts go to the queue `reply_to`, if there is to be any. It carries
+    /// the time at which it is sent, which is the answer.
     pub(crate) fn publish_shared(
         &mut self,
         publisher: &mut Publisher,
         id: &str,
-        reply_to: &str,
+        reply_to: Option<&str>,
     ) -> Result<u64> {
         let (number, sent_us) = (self.shared, now_us());
         self.body.clear();
@@ -95,7 +95,10 @@ impl Load {
             r#"{{"broadcast":true,"id":"{id}","cmd":"{SHARED}{number:07} {sent_us}"}}"#
         )?;
         self.shared += 1;
-        publisher.publish_for_receipts(QUEUE, &self.body, reply_to)?;
+        match reply_to {
+            Some(queue) => publisher.publish_for_receipts(QUEUE, &self.body, queue)?,
+            None => publisher.publish(QUEUE, &self.body)?,
+        }
         publisher.flush()?;
         Ok(sent_us)
     }
