@@ -54,13 +54,17 @@ enum Entry {
     /// None has; the broker binds it.
     Binding,
     Bound,
-    /// Its connection has ended. It is unbound when that is told.
-    Ending {
-        /// The bridge that is told then, and the epoch the connection here had.
-        to: Option<(Arc<str>, u64)>,
-        /// What came for it since.
-        waiting: VecDeque<Order>,
-    },
+    /// Its connection has ended. It is unbound when that is told. In a box because nearly all entries are bound.
+    Ending(Box<Ending>),
+}
+
+/// A device whose connection has ended.
+#[derive(Debug, Default)]
+struct Ending {
+    /// The bridge that is told when it is unbound, and the epoch the connection here had.
+    to: Option<(Arc<str>, u64)>,
+    /// What came for it since.
+    waiting: VecDeque<Order>,
 }
 
 /// What the broker is asked for, one after the other.
@@ -155,7 +159,8 @@ impl Drop for Table<'_> {
             match entry {
                 Entry::Claiming => continue,
                 Entry::Binding | Entry::Bound => {}
-                Entry::Ending { waiting: commands, .. } => {
+                Entry::Ending(ending) => {
+                    let commands = ending.waiting;
                     waiting.extend(commands.into_iter().map(|order| Work::Command(order, None)));
                 }
             }
@@ -332,14 +337,14 @@ impl<'a> Table<'a> {
                 registry.announce(self.devices(), &address);
                 Ok(())
             }
-            Some(Entry::Ending { to: None, waiting }) if is_here => {
-                let waiting = std::mem::take(waiting);
+            Some(Entry::Ending(ending)) if is_here && ending.to.is_none() => {
+                let waiting = std::mem::take(&mut ending.waiting);
                 self.entries.insert(address.clone(), Entry::Bound);
                 self.devices().registry.announce(self.devices(), &address);
                 waiting.into_iter().for_each(|order| self.deliver(order));
                 Ok(())
             }
-            Some(Entry::Ending { .. }) => self.try_to_end(address),
+            Some(Entry::Ending(_)) => self.try_to_end(address),
             // It is told soon, and then this is looked at again.
             _ if session.is_some() => Ok(()),
             Some(Entry::Claiming) => {
@@ -347,8 +352,7 @@ impl<'a> Table<'a> {
                 Ok(())
             }
             Some(Entry::Bound | Entry::Binding) => {
-                let entry = Entry::Ending { to: None, waiting: VecDeque::new() };
-                self.entries.insert(address.clone(), entry);
+                self.entries.insert(address.clone(), Entry::Ending(Box::default()));
                 self.try_to_end(address)
             }
             None => Ok(()),

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::super::super::BrokerError;
 use super::super::super::publication::Publication;
-use super::{Asked, CLAIM_AGAIN, Entry, Sent, Table, control_message};
+use super::{Asked, CLAIM_AGAIN, Ending, Entry, Sent, Table, control_message};
 use crate::cluster::control::Control;
 use crate::command::Address;
 
@@ -190,12 +190,12 @@ impl Table<'_> {
         let held = epoch.unwrap_or_default();
         match self.entries.get_mut(&address) {
             Some(Entry::Bound | Entry::Binding) => {
-                let to = Some((bridge, held));
-                let entry = Entry::Ending { to, waiting: VecDeque::new() };
-                self.entries.insert(address.clone(), entry);
+                let ending = Ending { to: Some((bridge, held)), waiting: VecDeque::new() };
+                self.entries.insert(address.clone(), Entry::Ending(Box::new(ending)));
                 self.try_to_end(address)
             }
-            Some(Entry::Ending { to, waiting }) => {
+            Some(Entry::Ending(ending)) => {
+                let Ending { to, waiting } = &mut **ending;
                 let epoch = to.take().map_or(held, |(_, epoch)| epoch.max(held));
                 *to = Some((Arc::clone(&bridge), epoch));
                 let waiting = std::mem::take(waiting);

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use tracing::debug;
 
 use super::super::super::BrokerError;
-use super::{Asked, BINDING_IS_LATE, Entry, Table};
+use super::{Asked, BINDING_IS_LATE, Ending, Entry, Table};
 use crate::cluster::control::Control;
 use crate::cluster::shards::{SHARDS, shard_of};
 use crate::command::Address;
@@ -84,8 +84,8 @@ impl Table<'_> {
     /// where others find it.
     pub(super) fn try_to_end(&mut self, address: Address) -> Result<(), BrokerError> {
         let devices = self.devices();
-        let Some(Entry::Ending { to, .. }) = self.entries.get(&address) else { return Ok(()) };
-        let goes_on = to.is_none() && devices.registry.find(&address).is_some();
+        let Some(Entry::Ending(ending)) = self.entries.get(&address) else { return Ok(()) };
+        let goes_on = ending.to.is_none() && devices.registry.find(&address).is_some();
         if goes_on || !devices.registry.is_told(&address) {
             return Ok(());
         }
@@ -95,9 +95,8 @@ impl Table<'_> {
             self.later.push(address);
             return Ok(());
         }
-        let Some(Entry::Ending { to, waiting }) = self.entries.remove(&address) else {
-            return Ok(());
-        };
+        let Some(Entry::Ending(ending)) = self.entries.remove(&address) else { return Ok(()) };
+        let Ending { to, waiting } = *ending;
         self.unbind(&address, true)?;
         for order in waiting {
             self.pass_on(order, None)?;

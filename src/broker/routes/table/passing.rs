@@ -11,7 +11,7 @@ use tracing::debug;
 use super::super::super::BrokerError;
 use super::super::super::message::RouteMarks;
 use super::super::super::publication::Publication;
-use super::{Entry, Sent, Table};
+use super::{Ending, Entry, Sent, Table};
 use crate::clock::Moment;
 use crate::command::Outcome;
 use crate::fate::Fate;
@@ -61,12 +61,13 @@ impl Table<'_> {
         let to = to.or_else(|| self.cluster.moved_to(&address));
         if to.is_none() {
             match self.entries.get_mut(&address) {
-                Some(Entry::Ending { waiting, .. }) => {
-                    waiting.push_back(order);
+                Some(Entry::Ending(ending)) => {
+                    ending.waiting.push_back(order);
                     return Ok(());
                 }
                 Some(entry @ (Entry::Bound | Entry::Binding)) => {
-                    *entry = Entry::Ending { to: None, waiting: VecDeque::from([order]) };
+                    let waiting = VecDeque::from([order]);
+                    *entry = Entry::Ending(Box::new(Ending { to: None, waiting }));
                     return Ok(());
                 }
                 // It would come again.
