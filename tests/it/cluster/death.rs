@@ -153,12 +153,13 @@ fn a_bridge_that_is_told_to_end_leaves_nothing_behind() {
 
 #[test]
 fn a_bridge_without_time_leaves_what_waits_in_its_queue_to_another() {
-    const COMMANDS: usize = 2_000;
+    const COMMANDS: usize = 4_000;
     let scene = Scene::new("cluster-hurry");
     let presence = scene.presence();
     let setup = |name| setup(&scene, name).set("CLUSTER_GONE_AFTER", "1s");
     let setup = |name| setup(name).set("CLUSTER_MOVING", "0s").set("CLUSTER_DRAIN_SPREAD", "0s");
-    let (first, second) = (setup("a").set("SHUTDOWN_GRACE", "1s").start(), setup("b").start());
+    // Time enough to end in order on a busy machine, and too little for all that waits.
+    let (first, second) = (setup("a").set("SHUTDOWN_GRACE", "3s").start(), setup("b").start());
     second.until_metric("rabbitline_route_bridges", |known| known == 1.0);
     let _device = first.device("127.0.0.2");
     until_online(&presence, "127.0.0.2", "a");
