@@ -37,6 +37,9 @@ const PUBLISHER_GRACE: Duration = Duration::from_secs(1);
 /// device on the same network acknowledges in less; renewing is two round trips to the broker.
 const PROOF_GRACE: Duration = Duration::from_millis(5);
 
+/// Acknowledgements of one channel that a quorum queue takes at a time: RabbitMQ's `quorum_commands_soft_limit`.
+const ACKS_TAKEN: usize = 32;
+
 /// The deliveries of one channel.
 pub(super) struct Hand<'a> {
     intake: &'a Intake,
@@ -45,6 +48,8 @@ pub(super) struct Hand<'a> {
     acks: Acks,
     kind: Kind,
     renewed: Renewed,
+    /// Consumers there have been.
+    consumers: usize,
     verdicts: Arc<Verdicts>,
     settled: mpsc::Receiver<Verdict>,
     prefetch: usize,
@@ -83,6 +88,7 @@ impl<'a> Hand<'a> {
             acks,
             kind,
             renewed: Renewed::default(),
+            consumers: 1,
             verdicts,
             settled,
             prefetch,
@@ -264,6 +270,7 @@ impl<'a> Hand<'a> {
             self.acks.start_consumer();
         }
         self.stream.consume().await?;
+        self.consumers += 1;
         self.waiting_since = None;
         Ok(())
     }
@@ -388,7 +395,9 @@ impl<'a> Hand<'a> {
         }
         self.release_all()?;
         self.acknowledge()?;
-        if self.kind != Kind::Classic {
+        // As many acknowledgements may be on their way as there were deliveries at a time.
+        let at_a_time = self.consumers.saturating_mul(self.prefetch);
+        if self.kind != Kind::Classic && at_a_time >= ACKS_TAKEN {
             self.stream.until_acknowledged().await?;
         }
         self.stream.close().await?;

@@ -11,10 +11,10 @@ use super::super::connection::CLOSE_TIMEOUT;
 use super::{CHANNEL, CONNECTION, Rank, Stream};
 
 impl Stream {
-    /// Waits until a quorum queue knows what was acknowledged. It takes `quorum_commands_soft_limit` acknowledgements of a
-    /// channel at a time, 32 of them; the rest waits in the channel, and is lost if that is closed: all of them are
-    /// delivered again. The broker answers to a consumer that begins when those before it are taken, and passes on the
-    /// rest. Nothing is to be in hand any more that is still to be acknowledged.
+    /// Waits until a quorum queue knows what was acknowledged. It takes so many acknowledgements of a channel at a time; the
+    /// rest waits in the channel, and is lost if that is closed: all of them are delivered again. The broker answers to a
+    /// consumer that begins when those before it are taken, and passes on the rest. Nothing is to be in hand any more that
+    /// is still to be acknowledged.
     pub(in crate::broker) async fn until_acknowledged(&mut self) -> Result<(), BrokerError> {
         let doing = "acknowledging the last deliveries";
         let beginning = async {
