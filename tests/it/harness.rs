@@ -17,6 +17,7 @@ mod dice;
 mod fleet;
 mod flow;
 mod http;
+mod links;
 mod manager;
 mod netns;
 mod program;

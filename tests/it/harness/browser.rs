@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use ureq::Agent;
 
+use super::links::Links;
 use super::{Program, eventually};
 
 const DRIVER: &str = "/usr/bin/chromedriver";
@@ -41,6 +42,7 @@ pub(crate) struct Browser {
     _driver: Program,
     // Behind the driver, whose browser writes here.
     _folder: TempDir,
+    _links: Links,
 }
 
 /// What kept a page's main thread busy, each in milliseconds.
@@ -61,6 +63,7 @@ impl Browser {
                 "these tests need a real browser and {file} is not there: run `apt-get install {package}`"
             );
         }
+        let links = Links::steady();
         let folder = TempDir::new().expect("a directory");
         let mut command = Command::new(DRIVER);
         command.arg("--port=0");
@@ -89,6 +92,7 @@ impl Browser {
             url: format!("http://127.0.0.1:{port}/session"),
             _driver: driver,
             _folder: folder,
+            _links: links,
         };
         let session =
             browser.post("", &json!({ "capabilities": { "alwaysMatch": capabilities() } }));

@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
+use super::links::Links;
 use super::{Bridge, Device, reaper, signal};
 
 /// How many devices a site has room for.
@@ -31,6 +32,7 @@ pub(crate) struct Site {
     net: Net,
     holder: Child,
     namespace: File,
+    _links: Links,
 }
 
 /// The /24 of a site.
@@ -41,6 +43,7 @@ impl Site {
     #[track_caller]
     pub(crate) fn new() -> Self {
         require_ip();
+        let links = Links::changing();
         let holder = hold_a_namespace();
         let namespace = File::open(format!("/proc/{}/ns/net", holder.id())).expect("a namespace");
         static SITES: AtomicU32 = AtomicU32::new(0);
@@ -50,7 +53,7 @@ impl Site {
         reaper::unplug(&near);
         ip(&format!("link add {near} type veth peer name {FAR} netns {id}\nlink set {near} up"));
         let net = claim_a_net(&near);
-        let site = Self { near, net, holder, namespace };
+        let site = Self { near, net, holder, namespace, _links: links };
         let addresses: String = site
             .addresses()
             .map(|address| format!("address add {address}/24 dev {FAR}\n"))
