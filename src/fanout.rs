@@ -8,7 +8,7 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use crate::broker::Terms;
-use crate::cluster::{Called, Cluster, RollCall};
+use crate::cluster::{Called, RollCall};
 use crate::command::{Address, Whom};
 use crate::device::Devices;
 use crate::gathering::Gathering;
@@ -48,28 +48,31 @@ enum Stage {
 }
 
 impl Fanout {
-    /// To these devices, of which there is at least one.
-    pub(crate) fn new(
+    /// To these devices.
+    pub(crate) fn to(
         devices: &Devices,
         terms: Terms,
         origin: Origin,
         members: Vec<Address>,
         delivery: Settlement,
     ) -> Self {
-        let stage = sending(devices, &origin, members, Vec::new(), delivery);
-        Self { terms, origin, stage, remembered: 0 }
+        let mut fanout = Self { terms, origin, stage: Stage::Over, remembered: 0 };
+        fanout.begin(devices, members, Vec::new(), delivery);
+        fanout
     }
 
-    /// To those devices of all bridges for which it is.
-    pub(crate) fn ask(
+    /// To those devices for which it is, of all bridges.
+    pub(crate) fn to_members(
         devices: &Devices,
-        cluster: &Cluster,
         terms: Terms,
         origin: Origin,
         whom: Whom,
         delivery: Settlement,
     ) -> Self {
         let here = members(devices, &whom);
+        let Some(cluster) = &devices.cluster else {
+            return Self::to(devices, terms, origin, here, delivery);
+        };
         let stage = Stage::Asking { call: cluster.call(whom, here), delivery };
         Self { terms, origin, stage, remembered: 0 }
     }
@@ -92,8 +95,14 @@ impl Fanout {
         if let Some(cluster) = &devices.cluster
             && let Stage::Asking { call, .. } = &self.stage
         {
-            let Some(called) = cluster.take_call(call) else { return false };
-            self.begin(devices, called);
+            let Some(Called { members, missing_bridges }) = cluster.take_call(call) else {
+                return false;
+            };
+            if let Stage::Asking { delivery, .. } = std::mem::replace(&mut self.stage, Stage::Over)
+            {
+                let members = members.into_iter().collect();
+                self.begin(devices, members, missing_bridges, delivery);
+            }
         }
         let Stage::Sending { members, gathering } = &mut self.stage else { return true };
         let now = Instant::now();
@@ -117,20 +126,25 @@ impl Fanout {
         members.as_slice().is_empty()
     }
 
-    /// It is known whom it is for.
-    fn begin(&mut self, devices: &Devices, called: Called) {
-        let Stage::Asking { delivery, .. } = std::mem::replace(&mut self.stage, Stage::Over) else {
-            return;
-        };
-        let Called { members, missing_bridges } = called;
+    /// It is known whom it is for. That may be nobody.
+    fn begin(
+        &mut self,
+        devices: &Devices,
+        members: Vec<Address>,
+        missing_bridges: Vec<Arc<str>>,
+        delivery: Settlement,
+    ) {
+        let reporter = &devices.reporter;
         if members.is_empty() {
             let if_offline = self.terms.if_offline;
-            let settled = devices.reporter.conclude_nobody(&self.origin, if_offline, delivery);
+            let settled = reporter.conclude_nobody(&self.origin, if_offline, delivery);
             settled.into_iter().for_each(Settlement::settle);
-        } else {
-            let members = members.into_iter().collect();
-            self.stage = sending(devices, &self.origin, members, missing_bridges, delivery);
+            return;
         }
+        let (reporter, count) = (Arc::clone(reporter), members.len());
+        let gathering =
+            Gathering::new(reporter, self.origin.clone(), delivery, count, missing_bridges);
+        self.stage = Stage::Sending { members: members.into_iter(), gathering };
     }
 }
 
@@ -145,19 +159,6 @@ impl Drop for Fanout {
             Stage::Over => {}
         }
     }
-}
-
-fn sending(
-    devices: &Devices,
-    origin: &Origin,
-    members: Vec<Address>,
-    missing_bridges: Vec<Arc<str>>,
-    delivery: Settlement,
-) -> Stage {
-    let reporter = Arc::clone(&devices.reporter);
-    let count = members.len();
-    let gathering = Gathering::new(reporter, origin.clone(), delivery, count, missing_bridges);
-    Stage::Sending { members: members.into_iter(), gathering }
 }
 
 /// The devices here that a command is for.

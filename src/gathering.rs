@@ -10,15 +10,15 @@ use crate::order::Origin;
 use crate::report::Reporter;
 use crate::settlement::Settlement;
 
-/// How many of a command's recipients had which outcome, in the order of `Outcome::ALL`.
-type Tally = [usize; Outcome::ALL.len()];
-
-/// What became of a command for many, as far as this bridge knows.
-#[derive(Debug)]
-pub(crate) struct Gathered<'a> {
-    pub(crate) tally: Tally,
+/// What became of a command's recipients, as far as this bridge knows.
+#[derive(Debug, Default)]
+pub(crate) struct Tally {
+    /// How many had which outcome, in the order of `Outcome::ALL`.
+    pub(crate) outcomes: [usize; Outcome::ALL.len()],
+    /// How many other bridges have, and tell of.
     pub(crate) passed_on: usize,
-    pub(crate) missing_bridges: &'a [Arc<str>],
+    /// Bridges of whose devices it is not known whether it is for them.
+    pub(crate) missing_bridges: Vec<Arc<str>>,
 }
 
 /// A delivery that several orders share.
@@ -26,8 +26,6 @@ pub(crate) struct Gathered<'a> {
 pub(crate) struct Gathering {
     reporter: Arc<Reporter>,
     origin: Origin,
-    /// Bridges of whose devices it is not known whether it is for them.
-    missing_bridges: Vec<Arc<str>>,
     /// Held for a few counts, never across an await. Nothing is locked while it is.
     state: Mutex<State>,
 }
@@ -36,7 +34,6 @@ pub(crate) struct Gathering {
 struct State {
     open: usize,
     tally: Tally,
-    passed_on: usize,
     returned: bool,
     /// There until the last share is settled.
     delivery: Option<Settlement>,
@@ -53,12 +50,11 @@ impl Gathering {
     ) -> Arc<Self> {
         let state = State {
             open: count,
-            tally: Tally::default(),
-            passed_on: 0,
+            tally: Tally { missing_bridges, ..Tally::default() },
             returned: false,
             delivery: Some(delivery),
         };
-        Arc::new(Self { reporter, origin, missing_bridges, state: Mutex::new(state) })
+        Arc::new(Self { reporter, origin, state: Mutex::new(state) })
     }
 
     /// Whether the delivery may still be settled.
@@ -68,14 +64,14 @@ impl Gathering {
 
     /// Counts an outcome.
     pub(crate) fn count(&self, outcome: Outcome) {
-        if let Some(count) = self.lock().tally.get_mut(outcome.index()) {
+        if let Some(count) = self.lock().tally.outcomes.get_mut(outcome.index()) {
             *count += 1;
         }
     }
 
     /// Another bridge has a recipient, and tells its outcome.
     pub(crate) fn passed_on(&self) {
-        self.lock().passed_on += 1;
+        self.lock().tally.passed_on += 1;
     }
 
     /// One share is settled, or given back.
@@ -87,15 +83,11 @@ impl Gathering {
             return;
         }
         let (delivery, returned) = (state.delivery.take(), state.returned);
-        let (tally, passed_on) = (state.tally, state.passed_on);
+        let tally = std::mem::take(&mut state.tally);
         drop(state);
         match delivery {
             Some(delivery) if returned => delivery.hand_back(),
-            Some(delivery) => {
-                let missing_bridges = &self.missing_bridges;
-                let gathered = Gathered { tally, passed_on, missing_bridges };
-                self.reporter.summarize(&self.origin, &gathered, delivery);
-            }
+            Some(delivery) => self.reporter.summarize(&self.origin, &tally, delivery),
             None => {}
         }
     }

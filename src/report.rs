@@ -5,6 +5,7 @@
 //! consumer and the device sessions call it; it never waits.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ use crate::broker::Jobs;
 use crate::clock::{self, Moment};
 use crate::command::{Address, Command, Disposition, IfOffline, Outcome, Reason};
 use crate::fate::Fate;
-use crate::gathering::Gathered;
+use crate::gathering::Tally;
 use crate::job::{Deposit, Job, Undelivered};
 use crate::ledger::{Known, Ledger};
 use crate::live::{Kind, Live};
@@ -59,17 +60,12 @@ struct Summary<'a> {
     id: &'a str,
     members: usize,
     outcomes: BTreeMap<&'static str, usize>,
-    #[serde(skip_serializing_if = "is_zero")]
-    passed_on: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    passed_on: Option<NonZeroUsize>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     missing_bridges: Vec<&'a str>,
     bridge: &'a str,
     at: String,
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
-fn is_zero(number: &usize) -> bool {
-    *number == 0
 }
 
 /// Reports the fate of commands.
@@ -166,21 +162,21 @@ impl Reporter {
     }
 
     /// Settles the delivery of a command for many, behind a summary if its sender wants receipts.
-    pub(crate) fn summarize(&self, origin: &Origin, gathered: &Gathered<'_>, delivery: Settlement) {
+    pub(crate) fn summarize(&self, origin: &Origin, tally: &Tally, delivery: Settlement) {
         if origin.message.reply_to().is_none() {
             delivery.settle();
             return;
         }
-        let Gathered { tally, passed_on, missing_bridges } = *gathered;
-        let counted = Outcome::ALL.into_iter().zip(tally);
+        let Tally { outcomes, passed_on, missing_bridges } = tally;
+        let counted = Outcome::ALL.into_iter().zip(outcomes.iter().copied());
         let summary = Summary {
             id: &self.id(origin),
-            members: tally.iter().sum::<usize>() + passed_on,
+            members: outcomes.iter().sum::<usize>() + passed_on,
             outcomes: counted
                 .filter(|(_, count)| *count > 0)
                 .map(|(outcome, count)| (outcome.label(), count))
                 .collect(),
-            passed_on,
+            passed_on: NonZeroUsize::new(*passed_on),
             missing_bridges: missing_bridges.iter().map(|name| &**name).collect(),
             bridge: &self.run.bridge,
             at: clock::rfc3339(Moment::now().wall_ms),

@@ -148,7 +148,7 @@ impl<'a> Hand<'a> {
             biased;
             () = done => return Ok(ControlFlow::Break(())),
             Some(verdict) = self.settled.recv() => self.judge(verdict),
-            () = self.intake.until_ready(fanout) => self.fan_out(),
+            () = fanout.until_ready(self.intake.devices()) => self.fan_out(),
             error = self.stream.read_ahead() => return Err(error),
         }
         Ok(ControlFlow::Continue(()))
@@ -370,8 +370,7 @@ impl<'a> Hand<'a> {
         }
         self.withholds = true;
         while self.awaits_some() && self.step(std::future::pending()).await?.is_continue() {}
-        self.stream.cancel().await?;
-        self.stream.forget_early();
+        self.stream.stop().await?;
         self.withholds = false;
         Ok(())
     }
@@ -382,8 +381,7 @@ impl<'a> Hand<'a> {
             // It has no credit, and is given none until the end.
             self.keep();
         } else {
-            self.stream.cancel().await?;
-            self.stream.forget_early();
+            self.stream.stop().await?;
         }
         Ok(())
     }

@@ -5,14 +5,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use super::decode::{self, Decoded, Defaults, Invalid, Recipients, Terms};
+use super::decode::{self, Decoded, Defaults, Invalid, Recipients};
 use super::inbox;
 use super::message::{Delivered, Message, RouteMarks};
 use super::topology::INBOX_TTL;
 use crate::clock::Moment;
-use crate::command::{Address, Command, Whom};
+use crate::command::{Address, Command};
 use crate::device::Devices;
-use crate::fanout::{self, Fanout};
+use crate::fanout::Fanout;
 use crate::order::{Facts, Order, Origin, Route, Steps};
 use crate::router::Router;
 use crate::settings::Settings;
@@ -107,32 +107,13 @@ impl Intake {
             }
             Recipients::These(addresses) => {
                 let origin = Origin { shared: true, ..origin };
-                Taken::Many(Fanout::new(self.devices(), terms, origin, addresses, settlement))
+                Taken::Many(Fanout::to(self.devices(), terms, origin, addresses, settlement))
             }
-            Recipients::Members(whom) => self.take_for_members(whom, terms, origin, settlement),
+            Recipients::Members(whom) => {
+                let origin = Origin { shared: true, ..origin };
+                Taken::Many(Fanout::to_members(self.devices(), terms, origin, whom, settlement))
+            }
         }
-    }
-
-    /// A command for those whom only the bridges can name.
-    fn take_for_members(
-        &self,
-        whom: Whom,
-        terms: Terms,
-        origin: Origin,
-        settlement: Settlement,
-    ) -> Taken {
-        let (devices, origin) = (self.devices(), Origin { shared: true, ..origin });
-        if let Some(cluster) = &devices.cluster {
-            let fanout = Fanout::ask(devices, cluster, terms, origin, whom, settlement);
-            return Taken::Many(fanout);
-        }
-        let members = fanout::members(devices, &whom);
-        if members.is_empty() {
-            let reporter = &devices.reporter;
-            let settlement = reporter.conclude_nobody(&origin, terms.if_offline, settlement);
-            return Taken::Settled(settlement);
-        }
-        Taken::Many(Fanout::new(devices, terms, origin, members, settlement))
     }
 
     /// Refuses a command for several that did not come by the command queue.
@@ -153,11 +134,6 @@ impl Intake {
     /// Sends a command for many to some more of them; true when all have had it.
     pub(super) fn step(&self, fanout: &mut Fanout) -> bool {
         fanout.step(&self.router, &self.trail)
-    }
-
-    /// Waits until there may be something to do for the next of these steps.
-    pub(super) async fn until_ready(&self, fanout: &Fanout) {
-        fanout.until_ready(self.devices()).await;
     }
 
     /// Makes an order of a message that was parked for `address`; gives also the number that it had

@@ -189,9 +189,11 @@ impl Stream {
         cancelling.await.map_err(BrokerError::during("cancelling the consumer"))
     }
 
-    /// Forgets what has come and was not asked for: it goes back to the queue with the channel.
-    pub(super) fn forget_early(&mut self) {
+    /// Ends the consumer. What has come and was not given out goes back to the queue with the channel.
+    pub(super) async fn stop(&mut self) -> Result<(), BrokerError> {
+        self.cancel().await?;
         self.early.clear();
+        Ok(())
     }
 
     /// The next delivery. Whoever waits here keeps the connection alive.

@@ -7,16 +7,15 @@ use tracing::debug;
 
 use super::arriving::{ANSWERED_WITHIN, Arriving, BELIEVED_FOR};
 use super::control::Control;
-use super::{Cluster, Urgent, Work};
+use super::{Cluster, Work};
 use crate::order::Order;
 
 impl Cluster {
     /// Says to all other bridges that devices of this one are not bound yet.
     pub(crate) fn say_arriving(&self) {
-        let until = Instant::now() + BELIEVED_FOR;
         for to in self.others() {
             let control = Control::Arriving { bridge: self.bridge.to_string() };
-            self.urgent.push(Urgent { to, control, until });
+            self.urgent.say(to, control, BELIEVED_FOR);
         }
     }
 
@@ -50,9 +49,8 @@ impl Cluster {
 
     /// Which of these devices are connected here, for a bridge that asks.
     pub(crate) fn answer(&self, bridge: &str, number: u32, addresses: Vec<String>) {
-        let until = Instant::now() + ANSWERED_WITHIN;
         let control = Control::Has { bridge: self.bridge.to_string(), number, addresses };
-        self.urgent.push(Urgent { to: bridge.into(), control, until });
+        self.urgent.say(bridge, control, ANSWERED_WITHIN);
     }
 
     /// A bridge has said which of them are.
@@ -78,7 +76,7 @@ impl Cluster {
         for to in question.bridges {
             let (bridge, addresses) = (self.bridge.to_string(), question.addresses.clone());
             let control = Control::Wanted { bridge, number: question.number, addresses };
-            self.urgent.push(Urgent { to, control, until: now + ANSWERED_WITHIN });
+            self.urgent.say(to, control, ANSWERED_WITHIN);
         }
     }
 

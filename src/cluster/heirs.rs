@@ -9,7 +9,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::control::Control;
 use super::moving::{Connection, Moving, Overdue};
-use super::{Cluster, Urgent, Work};
+use super::{Cluster, Work};
 use crate::command::Address;
 use crate::order::Order;
 
@@ -61,7 +61,7 @@ impl Cluster {
                     within_ms: u64::try_from(within.as_millis()).unwrap_or(u64::MAX),
                     turn,
                 };
-                self.urgent.push(Urgent { to: Arc::clone(other), control, until });
+                self.urgent.say(Arc::clone(other), control, limit);
             }
             let leaving = Control::Leaving { bridge: self.bridge.to_string() };
             self.push(Work::Say(Arc::clone(other), leaving));
@@ -82,7 +82,7 @@ impl Cluster {
     /// Tells a bridge that ends how many devices of a part of its own this one holds.
     pub(crate) fn tell_held(&self, to: &str, part: u32, count: usize) {
         let control = Control::Held { bridge: self.bridge.to_string(), part, count };
-        self.urgent.push(Urgent { to: to.into(), control, until: Instant::now() + ANSWER_WITHIN });
+        self.urgent.say(to, control, ANSWER_WITHIN);
     }
 
     /// Another bridge says that it holds so many devices of a part of those of this one.

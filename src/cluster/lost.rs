@@ -11,7 +11,7 @@ use super::control::Control;
 use super::elsewhere::{Elsewhere, Heard};
 use super::heirs::DEVICES_A_MESSAGE;
 use super::moving::Connection;
-use super::{Cluster, Urgent, Work};
+use super::{Cluster, Work};
 use crate::command::Address;
 
 /// How long a bridge may be told which devices are here, or that it was taken for dead: on a busy broker each of some thirty
@@ -43,8 +43,7 @@ impl Cluster {
             }
             Heard::Back => {
                 let control = Control::WasLost { run: run.to_owned() };
-                let until = Instant::now() + TOLD_WITHIN;
-                self.urgent.push(Urgent { to: bridge.into(), control, until });
+                self.urgent.say(bridge, control, TOLD_WITHIN);
             }
         }
     }
@@ -103,13 +102,12 @@ impl Cluster {
 
     /// Tells a bridge that was not known that this one is there, and which devices are here. It may have no inbox yet.
     pub(crate) fn greet(&self, to: &Arc<str>, last_epoch: u64, devices: &[Connection]) {
-        let until = Instant::now() + TOLD_WITHIN;
         let control = Control::Here { bridge: self.bridge.to_string(), epoch: last_epoch };
-        self.urgent.push(Urgent { to: Arc::clone(to), control, until });
+        self.urgent.say(Arc::clone(to), control, TOLD_WITHIN);
         for devices in devices.chunks(DEVICES_A_MESSAGE) {
             let (bridge, run) = (self.bridge.to_string(), self.run.to_string());
             let control = Control::Devices { bridge, run, devices: devices.to_vec() };
-            self.urgent.push(Urgent { to: Arc::clone(to), control, until });
+            self.urgent.say(Arc::clone(to), control, TOLD_WITHIN);
         }
     }
 

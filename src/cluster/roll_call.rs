@@ -12,9 +12,9 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
 use tracing::warn;
 
+use super::Cluster;
 use super::control::Control;
 use super::heirs::DEVICES_A_MESSAGE;
-use super::{Cluster, Urgent};
 use crate::command::{Address, Whom};
 
 /// How long a bridge may be silent that has not answered, or not all. An answer takes milliseconds, on a busy broker up to
@@ -169,11 +169,10 @@ impl Cluster {
     }
 
     fn ask(&self, call: &RollCall, bridge: Arc<str>) {
-        let now = Instant::now();
-        call.state().ask(&bridge, now);
+        call.state().ask(&bridge, Instant::now());
         let (own, number, whom) = (self.bridge.to_string(), call.number, call.whom.clone());
         let control = Control::Call { bridge: own, number, whom };
-        self.urgent.push(Urgent { to: bridge, control, until: now + SAID_WITHIN });
+        self.urgent.say(bridge, control, SAID_WITHIN);
     }
 
     /// A bridge was not known when the question was asked.
@@ -193,7 +192,6 @@ impl Cluster {
 
     /// Tells a bridge that asks whom of the devices here its command is for.
     pub(crate) fn answer_call(&self, to: &str, number: u32, members: &[Address]) {
-        let until = Instant::now() + SAID_WITHIN;
         let none: &[Address] = &[];
         let chunks = members.chunks(DEVICES_A_MESSAGE);
         let parts = u32::try_from(chunks.len().max(1)).unwrap_or(u32::MAX);
@@ -202,7 +200,7 @@ impl Cluster {
             let addresses = addresses.iter().map(ToString::to_string).collect();
             let bridge = self.bridge.to_string();
             let control = Control::Called { bridge, number, part, parts, addresses };
-            self.urgent.push(Urgent { to: to.into(), control, until });
+            self.urgent.say(to, control, SAID_WITHIN);
         }
     }
 

@@ -32,8 +32,11 @@ pub(crate) struct UrgentQueue {
 }
 
 impl UrgentQueue {
-    pub(super) fn push(&self, urgent: Urgent) {
-        self.lock().push_back((Instant::now(), urgent));
+    /// Has this said to a bridge, which it is of use to for so long.
+    pub(super) fn say(&self, to: impl Into<Arc<str>>, control: Control, within: Duration) {
+        let now = Instant::now();
+        let urgent = Urgent { to: to.into(), control, until: now + within };
+        self.lock().push_back((now, urgent));
         self.more.notify_one();
     }
 
@@ -83,8 +86,7 @@ mod tests {
     const WITHIN: Duration = Duration::from_secs(2);
 
     fn say(queue: &UrgentQueue, to: &str, within: Duration) {
-        let until = Instant::now() + within;
-        queue.push(Urgent { to: to.into(), control: Control::Alive, until });
+        queue.say(to, Control::Alive, within);
     }
 
     fn next(queue: &UrgentQueue, now: Instant) -> Option<String> {
@@ -132,7 +134,7 @@ mod tests {
             devices: Vec::new(),
         };
         for control in [devices(), devices(), Control::Alive] {
-            queue.push(Urgent { to: "a".into(), control, until: Instant::now() + WITHIN });
+            queue.say("a", control, WITHIN);
         }
         let mut said = Vec::new();
         while let Some(urgent) = queue.first_due(Instant::now()) {

@@ -1,5 +1,6 @@
 //! `/commands`: a command is sent, and the last ones are told.
 
+use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use axum::Json;
@@ -47,16 +48,11 @@ struct Known<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     summary: Option<&'a RawValue>,
     /// Devices whose receipts are not among them.
-    #[serde(skip_serializing_if = "is_zero")]
-    left_out: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    left_out: Option<NonZeroUsize>,
     /// Why no more can come.
     #[serde(skip_serializing_if = "Option::is_none")]
     detail: Option<&'a str>,
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
-fn is_zero(number: &usize) -> bool {
-    *number == 0
 }
 
 /// The last commands of all devices.
@@ -103,7 +99,7 @@ impl<'a> Known<'a> {
             id: None,
             receipts: gathered.map(|gathered| &*gathered.receipts),
             summary: gathered.and_then(|gathered| gathered.summary.as_deref()),
-            left_out: gathered.map_or(0, |gathered| gathered.left_out),
+            left_out: gathered.and_then(|gathered| NonZeroUsize::new(gathered.left_out)),
             detail: None,
         }
     }

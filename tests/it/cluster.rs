@@ -56,6 +56,16 @@ fn until_online(presence: &Inbox, address: &str, bridge: &str) -> Value {
     }
 }
 
+/// So many devices at a bridge, of which it has told.
+#[track_caller]
+fn fleet_at(bridge: &Bridge, presence: &Inbox, count: usize) -> Fleet {
+    let fleet = Fleet::start(count, bridge.device_port);
+    for _ in 0..count {
+        assert_eq!(presence.next().json()["online"], true);
+    }
+    fleet
+}
+
 /// Waits until each of these bridges knows the others.
 #[track_caller]
 fn until_acquainted(bridges: &[&Bridge]) {

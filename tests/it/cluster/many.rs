@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-use super::{kill, setup, until_acquainted, until_online};
-use crate::harness::{Bridge, Fleet, Inbox, Scene, address, eventually, reply_to};
+use super::{fleet_at, kill, setup, until_acquainted, until_online};
+use crate::harness::{Inbox, Scene, address, eventually, reply_to};
 
 /// The receipts of one command, by device, and its summary. They come from several bridges, in any order.
 #[track_caller]
@@ -126,10 +126,7 @@ fn many_devices_of_another_bridge_each_have_it_and_what_comes_next_comes_behind_
     let scene = Scene::new("cluster-broadcast");
     let presence = scene.presence();
     let far = setup(&scene, "far").start();
-    let fleet = Fleet::start(MANY, far.device_port);
-    for _ in 0..MANY {
-        assert_eq!(presence.next().json()["online"], true);
-    }
+    let fleet = fleet_at(&far, &presence, MANY);
     let near = setup(&scene, "near").start();
     until_acquainted(&[&far, &near]);
     // The broker serves the bridges in turn: one of the two goes from one to the other.
@@ -148,11 +145,6 @@ fn many_devices_of_another_bridge_each_have_it_and_what_comes_next_comes_behind_
     });
 }
 
-/// Has a bridge neither hear nor speak, as one whose machine hangs.
-fn hang(bridge: &Bridge) {
-    bridge.program.signal("STOP");
-}
-
 #[test]
 fn a_bridge_that_does_not_answer_is_named_and_its_devices_have_it_once_it_does() {
     let scene = Scene::new("cluster-broadcast-silent");
@@ -165,7 +157,8 @@ fn a_bridge_that_does_not_answer_is_named_and_its_devices_have_it_once_it_does()
     bridges[0].until_metric("rabbitline_route_devices_elsewhere", |known| known == 1.0);
     let receipts = scene.receipts();
 
-    hang(&bridges[1]);
+    // As one whose machine hangs.
+    bridges[1].program.signal("STOP");
     // One for each bridge: the broker serves them in turn, and that of the other waits there.
     for _ in 0..2 {
         let command = json!({"broadcast": true, "cmd": "ON", "id": "c"});

@@ -1,6 +1,6 @@
 //! What is parked reaches its device wherever that connects, once, and asking for it leaves nothing behind.
 
-use super::{outcomes, pair, until_online};
+use super::{fleet_at, outcomes, pair, until_online};
 use crate::harness::{Fleet, Scene, address, command, eventually, park, persistent};
 
 /// Waits until nothing is in the queue in which commands for a device are parked.
@@ -77,10 +77,7 @@ fn a_device_for_which_nothing_was_parked_costs_the_broker_no_channel() {
     let presence = scene.presence();
     let bridges = pair(&scene);
 
-    let _fleet = Fleet::start(DEVICES, bridges[0].device_port);
-    for _ in 0..DEVICES {
-        assert_eq!(presence.next().json()["online"], true);
-    }
+    let _fleet = fleet_at(&bridges[0], &presence, DEVICES);
     // Behind all that was asked before.
     let mut last = bridges[0].device("127.0.0.250");
     until_online(&presence, "127.0.0.250", "a");

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::{outcomes, setup, told, until_acquainted, until_none_is_held, until_online};
+use super::{fleet_at, outcomes, setup, told, until_acquainted, until_none_is_held, until_online};
 use crate::harness::{
     Bridge, Device, Fleet, Scene, address, command, eventually, persistent, reply_to,
 };
@@ -32,10 +32,7 @@ fn many_devices_are_let_go_at_once_and_what_is_left_of_their_bindings_is_deleted
     let first = setup(&scene, "a").set("CLUSTER_DRAIN_SPREAD", "0s").start();
     let second = setup(&scene, "b").set("CLUSTER_GONE_AFTER", "1s").start();
     until_acquainted(&[&first, &second]);
-    let fleet = Fleet::start(MANY, first.device_port);
-    for _ in 0..MANY {
-        assert_eq!(presence.next().json()["online"], true);
-    }
+    let fleet = fleet_at(&first, &presence, MANY);
     let shard = format!("{}.a.gate.0.15", scene.routes());
 
     assert_eq!(first.terminate().code, Some(0), "nothing was cut short");
@@ -62,10 +59,7 @@ fn many_devices_are_cut_off_part_by_part_and_what_comes_for_them_meanwhile_waits
     let first = setup(&scene, "a").set("CLUSTER_DRAIN_SPREAD", "2s").set("CLUSTER_MOVING", LONG);
     let (first, second) = (first.start(), setup(&scene, "b").start());
     until_acquainted(&[&first, &second]);
-    let before = Fleet::start(MANY, first.device_port);
-    for _ in 0..MANY {
-        assert_eq!(presence.next().json()["online"], true);
-    }
+    let before = fleet_at(&first, &presence, MANY);
 
     first.program.signal("TERM");
     first.until_logged(&["other bridges hold the devices"]);
