@@ -14,10 +14,13 @@ use tokio::time::Instant;
 use crate::command::Address;
 use crate::order::Order;
 
-/// How long it is believed that a bridge has devices that are not bound. It says so again after a third of that.
-pub(super) const BELIEVED_FOR: Duration = Duration::from_millis(1500);
-/// How long an answer is waited for. It takes milliseconds, on a busy broker some hundred.
-pub(super) const ANSWERED_WITHIN: Duration = Duration::from_secs(1);
+/// How long it is believed that a bridge has devices that are not bound. It says so again after a sixth of that, which on a
+/// busy machine comes late.
+pub(super) const BELIEVED_FOR: Duration = Duration::from_secs(3);
+/// How long an answer is waited for at least. It takes milliseconds, on a busy broker some hundred.
+const ANSWERED_WITHIN: Duration = Duration::from_secs(1);
+/// And at most, as long as the bridge is believed: it has been heard lately, so it is busy and not dead.
+pub(super) const ANSWERED_MAX: Duration = Duration::from_secs(5);
 /// Devices in one question: some 10 KB.
 const ASKED_MAX: usize = 512;
 
@@ -36,7 +39,7 @@ pub(super) struct Arriving {
 #[derive(Debug)]
 struct Open {
     number: u32,
-    until: Instant,
+    asked: Instant,
     silent: HashSet<Arc<str>>,
     found: HashMap<Address, Arc<str>>,
     commands: HashMap<Address, VecDeque<Order>>,
@@ -103,8 +106,8 @@ impl Arriving {
         let bridges: Vec<Arc<str>> = self.believed.keys().cloned().collect();
         self.last = self.last.wrapping_add(1);
         let (number, silent) = (self.last, bridges.iter().cloned().collect());
-        let (until, found) = (now + ANSWERED_WITHIN, HashMap::new());
-        self.open = Some(Open { number, until, silent, found, commands });
+        let found = HashMap::new();
+        self.open = Some(Open { number, asked: now, silent, found, commands });
         Some(Question { number, bridges, addresses })
     }
 
@@ -118,7 +121,12 @@ impl Arriving {
 
     /// The commands of the question that is open, once it is answered by all, or late.
     pub(super) fn take(&mut self, now: Instant) -> Vec<Answered> {
-        let is_done = |open: &mut Open| open.silent.is_empty() || open.until <= now;
+        let believed = &self.believed;
+        let is_late = |open: &Open, bridge: &Arc<str>| {
+            let is_believed = believed.get(bridge).is_some_and(|until| *until > now);
+            open.asked + if is_believed { ANSWERED_MAX } else { ANSWERED_WITHIN } <= now
+        };
+        let is_done = |open: &mut Open| open.silent.iter().all(|bridge| is_late(open, bridge));
         let Some(Open { mut found, commands, .. }) = self.open.take_if(is_done) else {
             return Vec::new();
         };
@@ -219,12 +227,31 @@ mod tests {
         let (number, _, addresses) = question(&mut arriving, now);
         assert_eq!(addresses, ["10.0.0.8", "10.0.0.9"]);
         assert!(!arriving.is_empty());
-        // One of the two does not answer.
         arriving.has("c", number, &["10.0.0.9".to_owned()]);
-        assert_eq!(taken(&mut arriving, now), []);
+        arriving.has("b", number, &[]);
         let expected = pairs(&[("BEHIND", "nobody"), ("LATER", "c")]);
-        assert_eq!(taken(&mut arriving, now + ANSWERED_WITHIN), expected);
+        assert_eq!(taken(&mut arriving, now), expected);
         assert!(arriving.is_empty());
+    }
+
+    #[test]
+    fn who_does_not_answer_is_waited_for_as_long_as_it_is_heard_up_to_a_limit() {
+        let (now, mut arriving) = (Instant::now(), Arriving::default());
+        let until_not_believed = BELIEVED_FOR + ANSWERED_WITHIN;
+        arriving.is_busy("b", now);
+        wait(&mut arriving, "10.0.0.7", "ONE", now);
+        question(&mut arriving, now);
+        assert_eq!(taken(&mut arriving, now + ANSWERED_WITHIN), []);
+        assert_eq!(taken(&mut arriving, now + until_not_believed), pairs(&[("ONE", "nobody")]));
+
+        let later = now + until_not_believed;
+        arriving.is_busy("b", later);
+        wait(&mut arriving, "10.0.0.7", "TWO", later);
+        question(&mut arriving, later);
+        arriving.is_busy("b", later + BELIEVED_FOR);
+        assert_eq!(taken(&mut arriving, later + BELIEVED_FOR), []);
+        arriving.is_busy("b", later + ANSWERED_MAX);
+        assert_eq!(taken(&mut arriving, later + ANSWERED_MAX), pairs(&[("TWO", "nobody")]));
     }
 
     #[test]

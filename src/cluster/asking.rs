@@ -5,7 +5,7 @@ use std::sync::{MutexGuard, PoisonError};
 use tokio::time::Instant;
 use tracing::debug;
 
-use super::arriving::{ANSWERED_WITHIN, Arriving, BELIEVED_FOR};
+use super::arriving::{ANSWERED_MAX, Arriving, BELIEVED_FOR};
 use super::control::Control;
 use super::{Cluster, Work};
 use crate::order::Order;
@@ -50,7 +50,7 @@ impl Cluster {
     /// Which of these devices are connected here, for a bridge that asks.
     pub(crate) fn answer(&self, bridge: &str, number: u32, addresses: Vec<String>) {
         let control = Control::Has { bridge: self.bridge.to_string(), number, addresses };
-        self.urgent.say(bridge, control, ANSWERED_WITHIN);
+        self.urgent.say(bridge, control, ANSWERED_MAX);
     }
 
     /// A bridge has said which of them are.
@@ -76,7 +76,7 @@ impl Cluster {
         for to in question.bridges {
             let (bridge, addresses) = (self.bridge.to_string(), question.addresses.clone());
             let control = Control::Wanted { bridge, number: question.number, addresses };
-            self.urgent.say(to, control, ANSWERED_WITHIN);
+            self.urgent.say(to, control, ANSWERED_MAX);
         }
     }
 

@@ -25,7 +25,7 @@ const BINDING_IS_SLOW: Duration = Duration::from_millis(200);
 /// How long commands wait for the answer to a claim while a bridge is missing, to which it may have gone: a dead one has
 /// no connection of the device, and its bindings stay for seconds.
 const ANSWER_OF_MISSING: Duration = Duration::from_millis(500);
-/// How often they are told so, which they believe for three times as long.
+/// How often they are told so, which they believe for six times as long.
 const ARRIVING_EVERY: Duration = Duration::from_millis(500);
 
 impl Table<'_> {
