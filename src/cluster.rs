@@ -151,7 +151,8 @@ impl Cluster {
         let Run { bridge, name: run } = run;
         let moving_for = process.cluster_moving.0;
         let (routing, work) = (AtomicBool::new(false), Notify::new());
-        let (board, bridges, elsewhere) = (Mutex::default(), Mutex::default(), Mutex::default());
+        let (board, bridges) = (Mutex::default(), Mutex::default());
+        let elsewhere = Mutex::new(Elsewhere::new(Arc::clone(&bridge)));
         let (moving, heirs, arriving) = (Mutex::default(), Mutex::default(), Mutex::default());
         let (held, leaving, said_lost) = (Notify::new(), AtomicBool::new(false), Mutex::default());
         let calls = RollCalls::new(process.bridge_heartbeat);

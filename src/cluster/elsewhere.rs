@@ -1,24 +1,34 @@
 //! `Elsewhere`: the devices of the other bridges, as far as these have told. Pure.
 //!
-//! A bridge that dies tells nobody that its devices are gone: who has heard that they came does so in its place.
+//! A bridge that dies tells nobody that its devices are gone: who has heard that they came does so in its place. Of more
+//! than there is room for each bridge remembers a part by a lot of its own, so that of many bridges one or the other
+//! knows of nearly every device.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use super::moving::Connection;
 use crate::command::Address;
 
-/// Devices that are remembered, at some 120 bytes each. Of more nobody tells when their bridge dies.
-const DEVICES_MAX: usize = 100_000;
+/// Devices that are remembered, at some 120 bytes each: 24 MB.
+const DEVICES_MAX: usize = 200_000;
+/// The part of all devices that is remembered is made smaller by one in so many when there is no room for more.
+const THINNED_BY: u64 = 8;
 
 /// Bridges whose runs are remembered, beside those that have devices: where each new one has a name of its own they add up.
 const RUNS_MAX: usize = 1000;
 
 /// The devices of the other bridges.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Elsewhere {
+    /// The bridge that remembers them.
+    own: Arc<str>,
+    room: usize,
     devices: HashMap<Address, Known>,
+    /// Of all devices those are remembered whose lot is at most this.
+    drawn_up_to: u64,
     /// The last run of each bridge that was heard of.
     runs: HashMap<Arc<str>, Last>,
 }
@@ -57,6 +67,11 @@ struct Run {
 }
 
 impl Elsewhere {
+    pub(super) fn new(own: Arc<str>) -> Self {
+        let (devices, runs) = (HashMap::new(), HashMap::new());
+        Self { own, room: DEVICES_MAX, devices, drawn_up_to: u64::MAX, runs }
+    }
+
     /// A bridge is there, in this run of its own.
     pub(super) fn runs(&mut self, bridge: &str, run: &str) -> Heard {
         let Some(began_ms) = began(run) else { return Heard::Nothing };
@@ -92,10 +107,11 @@ impl Elsewhere {
         let heard = if is_new { self.runs(bridge, run) } else { Heard::Nothing };
         let last = self.runs.get(bridge).map(|last| &last.run);
         let Some(at) = last.filter(|at| began(run) == Some(at.began_ms)) else { return heard };
-        let known = self.devices.get(&address);
-        let has_room = self.devices.len() < DEVICES_MAX;
-        if known.map_or(has_room, |known| known.epoch <= epoch) {
-            self.devices.insert(address, Known { epoch, peer, at: Arc::clone(at) });
+        let new = Known { epoch, peer, at: Arc::clone(at) };
+        match self.devices.get_mut(&address) {
+            Some(known) if known.epoch <= epoch => *known = new,
+            Some(_) => {}
+            None => self.remember(address, new),
         }
         heard
     }
@@ -104,6 +120,7 @@ impl Elsewhere {
     pub(super) fn left(&mut self, address: &Address, epoch: u64) {
         if self.devices.get(address).is_some_and(|known| known.epoch <= epoch) {
             self.devices.remove(address);
+            self.look_at_room();
         }
     }
 
@@ -135,8 +152,33 @@ impl Elsewhere {
             })
             .collect();
         self.devices.shrink_to(self.devices.len() * 2);
+        self.look_at_room();
         all
     }
+
+    fn remember(&mut self, address: Address, known: Known) {
+        if lot(&self.own, &address) > self.drawn_up_to {
+            return;
+        }
+        self.devices.insert(address, known);
+        if self.devices.len() > self.room {
+            self.drawn_up_to -= self.drawn_up_to / THINNED_BY;
+            let Self { own, drawn_up_to, .. } = self;
+            self.devices.retain(|address, _| lot(own, address) <= *drawn_up_to);
+        }
+    }
+
+    /// With much room again, whatever comes from now on is remembered.
+    fn look_at_room(&mut self) {
+        if self.devices.len() < self.room / 2 {
+            self.drawn_up_to = u64::MAX;
+        }
+    }
+}
+
+/// What a bridge draws for a device: always the same, and another than other bridges do.
+fn lot(bridge: &str, address: &Address) -> u64 {
+    BuildHasherDefault::<DefaultHasher>::default().hash_one((bridge, address))
 }
 
 /// When a run began, which is its name.
@@ -166,7 +208,7 @@ mod tests {
 
     #[test]
     fn a_bridge_that_is_lost_has_the_devices_that_came_to_it_last() {
-        let mut elsewhere = Elsewhere::default();
+        let mut elsewhere = Elsewhere::new("own".into());
         for bridge in ["a", "b"] {
             assert_eq!(elsewhere.runs(bridge, "10"), Heard::Nothing);
         }
@@ -187,7 +229,7 @@ mod tests {
 
     #[test]
     fn what_a_run_had_is_gone_with_it() {
-        let mut elsewhere = Elsewhere::default();
+        let mut elsewhere = Elsewhere::new("own".into());
         came(&mut elsewhere, "d1", 1, ("a", "9"));
         assert_eq!(elsewhere.runs("a", "9"), Heard::Nothing, "it runs on");
         assert_eq!(elsewhere.runs("a", "10"), Heard::Restarted(vec![connection("d1", 1)]));
@@ -203,7 +245,7 @@ mod tests {
 
     #[test]
     fn one_that_was_only_away_is_told_so() {
-        let mut elsewhere = Elsewhere::default();
+        let mut elsewhere = Elsewhere::new("own".into());
         elsewhere.runs("a", "1");
         came(&mut elsewhere, "d1", 1, ("a", "1"));
         assert_eq!(elsewhere.lost("a"), [connection("d1", 1)]);
@@ -218,7 +260,7 @@ mod tests {
 
     #[test]
     fn bridges_without_devices_are_forgotten() {
-        let mut elsewhere = Elsewhere::default();
+        let mut elsewhere = Elsewhere::new("own".into());
         elsewhere.runs("a", "1");
         came(&mut elsewhere, "d1", 1, ("a", "1"));
         for number in 0..RUNS_MAX + 5 {
@@ -228,15 +270,47 @@ mod tests {
         assert_eq!(elsewhere.lost("a"), [connection("d1", 1)]);
     }
 
-    #[test]
-    fn only_so_many_are_remembered() {
-        let mut elsewhere = Elsewhere::default();
-        elsewhere.runs("a", "1");
-        for number in 0..DEVICES_MAX + 5 {
-            came(&mut elsewhere, &format!("d{number}"), 1, ("a", "1"));
+    /// Less than in truth, to be done sooner.
+    const ROOM: usize = 20_000;
+
+    /// As one of three bridges that all hear of the same, half as many again as there is room for.
+    fn full(own: &str) -> Elsewhere {
+        let mut elsewhere = Elsewhere { room: ROOM, ..Elsewhere::new(own.into()) };
+        for number in 0..ROOM * 3 / 2 {
+            came(&mut elsewhere, &format!("d{number}"), 1, ("d", "1"));
         }
-        came(&mut elsewhere, "d0", 2, ("a", "1"));
-        assert_eq!(elsewhere.devices.len(), DEVICES_MAX);
-        assert_eq!(elsewhere.devices[&device("d0")].epoch, 2, "it was known");
+        elsewhere
+    }
+
+    #[test]
+    fn of_too_many_each_bridge_remembers_another_part() {
+        let all = ["a", "b", "c"].map(full);
+        for elsewhere in &all {
+            let least = ROOM - ROOM / 7;
+            assert!((least..=ROOM).contains(&elsewhere.count()), "{}", elsewhere.count());
+        }
+        let by_none = (0..ROOM * 3 / 2)
+            .map(|number| device(&format!("d{number}")))
+            .filter(|address| all.iter().all(|each| !each.devices.contains_key(address)))
+            .count() as f64;
+        let by_one = |each: &Elsewhere| 1.0 - each.count() as f64 / (ROOM as f64 * 1.5);
+        let expected = all.iter().map(by_one).product::<f64>() * ROOM as f64 * 1.5;
+        assert!((by_none / expected - 1.0).abs() < 0.1, "{by_none} of {expected}");
+    }
+
+    #[test]
+    fn with_room_again_all_that_come_are_remembered() {
+        let mut elsewhere = full("a");
+        assert!(elsewhere.drawn_up_to < u64::MAX);
+        let (known, _) = elsewhere.devices.iter().next().expect("some are known");
+        let known = known.to_string();
+        came(&mut elsewhere, &known, 2, ("d", "1"));
+        assert_eq!(elsewhere.devices[&device(&known)].epoch, 2);
+
+        assert!(elsewhere.lost("d").len() > ROOM / 2);
+        for number in 0..1000 {
+            came(&mut elsewhere, &format!("e{number}"), 1, ("d", "1"));
+        }
+        assert_eq!(elsewhere.count(), 1000);
     }
 }
