@@ -4,7 +4,8 @@ use lapin::BasicProperties;
 use lapin::types::AMQPValue;
 
 use super::super::stream::NUMBER_HEADER;
-use super::{Message, PERSISTENT, long, whole_number};
+use super::values::{long, whole_number};
+use super::{Message, PERSISTENT};
 use crate::cluster::control;
 use crate::order::Route;
 
