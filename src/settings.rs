@@ -10,6 +10,7 @@ mod listeners;
 mod record;
 mod table;
 mod value;
+mod words;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -22,9 +23,10 @@ pub use table::{
     Access, Broker, CommandDefaults, Device, GroupSettings, Http, Process, Record, Redis, Setting,
     Source, table,
 };
-pub use value::{
-    CertificateName, Confirm, Identity, IfOffline, LineEnding, LineMax, Listen, LogFormat,
-    Networks, Pattern, Protocol, QueueType, Room, Second, Secret, Size, Switch, Time,
+pub use value::{LineMax, Listen, Networks, Pattern, Room, Secret, Size, Time};
+pub use words::{
+    CertificateName, Confirm, Identity, IfOffline, LineEnding, LogFormat, Protocol, QueueType,
+    Second, Switch,
 };
 
 use crate::command::Address;

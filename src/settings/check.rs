@@ -5,7 +5,8 @@ use std::path::Path;
 use humantime::format_duration;
 
 use super::table::{Access, Broker, Device, Http, Process};
-use super::value::{Identity, Protocol, Secret};
+use super::value::Secret;
+use super::words::{Identity, Protocol};
 use crate::protocol::check_line;
 
 /// Reads the password where it is kept in a file.

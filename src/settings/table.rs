@@ -10,9 +10,10 @@ use serde::Deserialize;
 
 use super::hosts::Hosts;
 use super::record::{DatabaseUrl, Keep, Kinds};
-use super::value::{
-    CertificateName, Confirm, Field, Identity, IfOffline, LineEnding, LineMax, Listen, LogFormat,
-    Networks, Pattern, Protocol, QueueType, Room, Second, Secret, Size, Switch, Time,
+use super::value::{Field, LineMax, Listen, Networks, Pattern, Room, Secret, Size, Time};
+use super::words::{
+    CertificateName, Confirm, Identity, IfOffline, LineEnding, LogFormat, Protocol, QueueType,
+    Second, Switch,
 };
 
 /// One row of the settings table.
