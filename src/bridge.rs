@@ -60,6 +60,7 @@ pub struct Bridge {
     publisher: JoinHandle<bool>,
     tap: JoinHandle<()>,
     requester: JoinHandle<()>,
+    talker: Option<JoinHandle<()>>,
     http: Vec<JoinHandle<()>>,
 }
 
@@ -79,6 +80,7 @@ impl Bridge {
             consumer,
             drainer,
             routes,
+            talker,
             publisher,
             parker,
             tap,
@@ -95,6 +97,7 @@ impl Bridge {
         let publisher = tokio::spawn(publish(publisher, parker, finish.clone()));
         let tap = tokio::spawn(tap.run(finish.clone()));
         let requester = tokio::spawn(requester.run(finish.clone()));
+        let talker = talker.map(|talker| tokio::spawn(talker.run(finish.clone())));
         let sweeper = tokio::spawn(Sweeper::run(Arc::clone(&devices)));
         let hall = Hall {
             devices: Arc::clone(&devices),
@@ -130,6 +133,7 @@ impl Bridge {
             publisher,
             tap,
             requester,
+            talker,
             http,
         })
     }
@@ -184,6 +188,9 @@ impl Bridge {
         }
         // It closes its connection, for which nobody waits longer.
         timeout_at(end, &mut self.tap).await.ok();
+        if let Some(talker) = self.talker {
+            timeout_at(end, talker).await.ok();
+        }
         // Receipts may have come until now; what it does not close in time ends with the process.
         timeout_at(end, self.requester).await.ok();
         self.http.iter().for_each(JoinHandle::abort);

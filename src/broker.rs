@@ -29,6 +29,7 @@ mod requests;
 mod retry;
 mod routes;
 mod stream;
+mod talker;
 mod tap;
 mod tap_client;
 mod topology;
@@ -52,6 +53,7 @@ pub(crate) use requests::{
 };
 pub(crate) use retry::Retry;
 pub(crate) use routes::{Leaving, Routes};
+pub(crate) use talker::Talker;
 pub(crate) use tap::Tap;
 pub(crate) use tap_client::{Drop, Tapped};
 pub use topology::check;

@@ -17,6 +17,7 @@ mod others;
 mod recent;
 mod roll_call;
 pub(crate) mod shards;
+pub(crate) mod talk;
 mod urgent;
 
 use std::collections::{HashMap, VecDeque};
@@ -38,6 +39,7 @@ pub(crate) use self::moving::{Connection, Overdue};
 use self::recent::Recent;
 use self::roll_call::RollCalls;
 pub(crate) use self::roll_call::{Called, RollCall};
+use self::talk::Talk;
 pub(crate) use self::urgent::Urgent;
 use self::urgent::UrgentQueue;
 use crate::command::{Address, Reason};
@@ -122,6 +124,8 @@ pub(crate) struct Cluster {
     /// Commands of whose devices other bridges are asked.
     arriving: Mutex<Arriving>,
     calls: RollCalls,
+    /// What devices here say to those of other bridges.
+    pub(crate) talk: Talk,
     /// Tells who waits for it that another bridge holds devices of this one.
     held: Notify,
     /// Tells who waits for it that not too much is to be done any more.
@@ -173,6 +177,7 @@ impl Cluster {
             heirs,
             arriving,
             calls,
+            talk: Talk::default(),
             held,
             room,
             leaving,

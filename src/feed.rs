@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::device::Devices;
-use crate::protocol::{Content, Payload, Reach};
+use crate::protocol::{Audience, Content, Payload, Reach};
 use crate::settings::{Secret, Source};
 
 /// How long Redis is waited for when the list is empty; then it is asked again, so that a connection
@@ -166,9 +166,10 @@ impl Feed {
                 Ok(json) => Content::of(json),
                 Err(_) => Content::Text(text.into()),
             };
-            let group = Some(channel.into());
-            let payload = Payload { content, group, from: None, reach: Reach::Several };
-            self.devices.say_to_group(channel, payload);
+            let (group, reach): (Arc<str>, _) = (channel.into(), Reach::Several);
+            let audience = Audience::Group(Arc::clone(&group));
+            // Every bridge hears it from Redis itself.
+            self.devices.hear(audience, Payload { content, group: Some(group), from: None, reach });
         }
         Err(std::io::Error::from(std::io::ErrorKind::UnexpectedEof).into())
     }

@@ -47,6 +47,16 @@ pub(crate) enum Wire {
     },
 }
 
+/// What a wire format is, whatever its limits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Format {
+    Line,
+    Channel,
+    Chat,
+    Topic,
+}
+
 /// The bytes of one frame, shared by all it is written to.
 pub(crate) type Frame = Bytes;
 
@@ -82,12 +92,23 @@ impl Wire {
         }
     }
 
+    pub(crate) fn format(&self) -> Format {
+        match self {
+            Self::Line { .. } => Format::Line,
+            Self::Channel { .. } => Format::Channel,
+            Self::Chat { .. } => Format::Chat,
+            Self::Topic { .. } => Format::Topic,
+        }
+    }
+
+    /// Whether devices say something to each other in it.
+    pub(crate) fn is_for_talk(&self) -> bool {
+        self.format() != Format::Line
+    }
+
     /// Whether devices answer commands in it.
     pub(crate) fn has_answers(&self) -> bool {
-        match self {
-            Self::Line { .. } => true,
-            Self::Channel { .. } | Self::Chat { .. } | Self::Topic { .. } => false,
-        }
+        self.format() == Format::Line
     }
 }
 
@@ -195,7 +216,8 @@ impl Serialize for Content {
 }
 
 /// To how many something was addressed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub(crate) enum Reach {
     One,
     Several,
@@ -207,7 +229,8 @@ pub(crate) enum Reach {
 pub(crate) enum Audience {
     Group(Arc<str>),
     These(Vec<Address>),
-    All,
+    /// All that speak this.
+    All(Format),
 }
 
 /// What a device can do besides reading: the part of its session that a protocol sees.

@@ -189,6 +189,11 @@ impl Broker {
         format!("{}.alive", self.inbox(bridge))
     }
 
+    /// Through which devices of different bridges speak to each other.
+    pub fn talk_exchange(&self) -> String {
+        format!("{}.talk", self.route_exchange)
+    }
+
     /// The routing key commands are bound with.
     pub fn command_key(&self) -> &str {
         self.routing_key.as_deref().unwrap_or(&self.queue)

@@ -9,7 +9,8 @@ use tokio::sync::Notify;
 use super::wrong;
 use crate::backlog::{self, Backlog};
 use crate::broker::{
-    Consumer, Drainer, Intake, Jobs, Nodes, Parker, Publisher, Requester, Routes, Tap, Undelivered,
+    Consumer, Drainer, Intake, Jobs, Nodes, Parker, Publisher, Requester, Routes, Talker, Tap,
+    Undelivered,
 };
 use crate::cluster::Cluster;
 use crate::device::{Devices, Registry, Sweeper};
@@ -40,6 +41,7 @@ pub(super) struct Parts {
     pub(super) consumer: Consumer,
     pub(super) drainer: Drainer,
     pub(super) routes: Option<Routes>,
+    pub(super) talker: Option<Talker>,
     pub(super) publisher: Publisher,
     pub(super) parker: Parker,
     pub(super) tap: Tap,
@@ -92,6 +94,8 @@ impl Parts {
         let router = Router::new(Arc::clone(&devices), stalled_max);
         let intake = Arc::new(Intake::new(Arc::clone(&settings), router, Arc::clone(&trail)));
         let nodes = Nodes::new(&settings.mq);
+        let talker =
+            cluster.as_ref().map(|cluster| Talker::new(&settings, &nodes, &devices, cluster));
         let routes = cluster.map(|cluster| Routes::new(&intake, &nodes, cluster));
         let drainer = Drainer::new(&intake, &nodes, &bridge);
         let consumer = Consumer::new(intake, &nodes, &bridge);
@@ -110,6 +114,7 @@ impl Parts {
             consumer,
             drainer,
             routes,
+            talker,
             publisher,
             parker,
             tap,

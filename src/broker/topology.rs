@@ -121,6 +121,13 @@ pub(super) async fn prepare_tap(link: &Link, settings: &Settings) -> Result<(), 
     exchange_of(TOPIC, link, name, Missing::Declare, advice).await.map(|_| ())
 }
 
+/// Sees to the exchange through which devices of different bridges speak to each other.
+pub(super) async fn prepare_talk(link: &Link, settings: &Settings) -> Result<(), BrokerError> {
+    let name = settings.mq.talk_exchange();
+    let advice = "delete it, and let the bridge declare it again";
+    exchange_of(ExchangeKind::Fanout, link, &name, Missing::Declare, advice).await.map(|_| ())
+}
+
 async fn for_consumer(
     link: &Link,
     settings: &Settings,

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::session::{Session, Shared};
 use super::silence::Silence;
 use super::{Devices, EndReason};
-use crate::command::Reason;
+use crate::command::{Address, Reason};
 use crate::protocol::{Audience, Frame, Payload, Port, Spoken};
 
 /// Groups one connection may be in: more than any use of them, and few enough to leave them all.
@@ -73,21 +73,14 @@ impl Port for Desk<'_> {
     }
 
     fn members(&self, group: &str) -> Option<usize> {
-        self.devices.groups.count(group)
+        let here = self.devices.groups.count(group);
+        // Those at other bridges are not known here.
+        if self.devices.cluster.is_some() { Some(here.unwrap_or(0)) } else { here }
     }
 
     fn say(&mut self, audience: Audience, payload: Payload) {
-        let find = |address| self.devices.registry.find(&address);
-        let listeners: Vec<Arc<Session>> = match audience {
-            Audience::Group(group) => return self.devices.say_to_group(&group, payload),
-            Audience::These(addresses) => addresses.into_iter().filter_map(find).collect(),
-            Audience::All => {
-                let mut all = self.devices.registry.all();
-                all.retain(|other| other.rules.wire == self.session.rules.wire);
-                all
-            }
-        };
-        self.devices.say(listeners, payload);
+        self.devices.pass_on(&audience, &payload);
+        self.devices.hear(audience, payload);
     }
 
     fn end_if_silent_for(&mut self, limit: Duration) {
@@ -96,19 +89,44 @@ impl Port for Desk<'_> {
 }
 
 impl Devices {
-    /// Says something to those who have joined a group.
-    pub(crate) fn say_to_group(&self, group: &str, payload: Payload) {
+    /// Says something to those of the devices here that it is for.
+    pub(crate) fn hear(&self, audience: Audience, payload: Payload) {
         let find = |address| self.registry.find(&address);
-        let joined = self.groups.joined(group).into_iter().filter_map(find);
-        self.say(joined.collect(), payload);
-    }
-
-    fn say(&self, listeners: Vec<Arc<Session>>, payload: Payload) {
+        let listeners: Vec<Arc<Session>> = match audience {
+            Audience::Group(group) => {
+                self.groups.joined(&group).into_iter().filter_map(find).collect()
+            }
+            Audience::These(addresses) => addresses.into_iter().filter_map(find).collect(),
+            Audience::All(format) => {
+                let mut all = self.registry.all();
+                all.retain(|other| other.rules.wire.format() == format);
+                all
+            }
+        };
         let spoken = Spoken::new(payload);
         for listener in listeners {
             if let Ok(frame) = spoken.in_wire(&listener.rules.wire) {
                 listener.tell(&frame, self);
             }
+        }
+    }
+
+    /// Has what a device says said at the other bridges, too, where some of those may be that it is for.
+    fn pass_on(&self, audience: &Audience, payload: &Payload) {
+        let Some(cluster) = &self.cluster else { return };
+        let is_elsewhere = |address: &&Address| self.registry.find(address).is_none();
+        let said = match audience {
+            Audience::These(addresses) => {
+                let elsewhere: Vec<_> = addresses.iter().filter(is_elsewhere).cloned().collect();
+                elsewhere.is_empty()
+                    || cluster.talk.say(&cluster.bridge, &Audience::These(elsewhere), payload)
+            }
+            Audience::Group(_) | Audience::All(_) => {
+                cluster.talk.say(&cluster.bridge, audience, payload)
+            }
+        };
+        if !said {
+            self.metrics.message_dropped();
         }
     }
 }

@@ -56,6 +56,11 @@ struct Serving {
 impl Serving {
     fn new(session: Arc<Session>, devices: Arc<Devices>) -> Self {
         let protocol = session.rules.wire.begin(&session.address.to_string());
+        if session.rules.wire.is_for_talk()
+            && let Some(cluster) = &devices.cluster
+        {
+            cluster.talk.want();
+        }
         let silence = Silence::new(session.rules.silence_limit, Instant::now());
         // What came with the handshake, and what TLS has taken off the socket, nothing else tells of.
         let unread = session.lock().transport.is_tls();

@@ -9,8 +9,8 @@ use tracing::debug;
 
 use super::partial::Partial;
 use super::{
-    Audience, Broken, Content, Hello, Payload, Port, Protocol, Reach, json, missing, nullable,
-    object, value,
+    Audience, Broken, Content, Format, Hello, Payload, Port, Protocol, Reach, json, missing,
+    nullable, object, value,
 };
 use crate::command::{Address, Reason};
 
@@ -198,7 +198,7 @@ fn say(body: &[u8], reach: Reach, port: &mut dyn Port) -> Result<(), Reason> {
     let audience = match reach {
         Reach::One => Audience::These(vec![Address::parse(&word("chat_to", body.to)?)?]),
         Reach::Several => Audience::These(several(body.to)?),
-        Reach::All => Audience::All,
+        Reach::All => Audience::All(Format::Chat),
     };
     port.say(audience, Payload { content, group: None, from: Some(from.into()), reach });
     Ok(())

@@ -7,6 +7,7 @@ mod many;
 mod parked;
 mod restart;
 mod takeover;
+mod talk;
 
 use std::collections::HashMap;
 

@@ -44,15 +44,15 @@ fn what_is_said_goes_to_one_several_or_all() {
     );
     assert_eq!(
         asked(4, r#"{"chat_from":"7","chat_content":"hi"}"#),
-        said(Audience::All, Reach::All, text)
+        said(Audience::All(Format::Chat), Reach::All, text)
     );
     assert_eq!(
         asked(4, r#"{"chat_from":"7","chat_to":null,"chat_content":{ "b" : 1.0 }}"#),
-        said(Audience::All, Reach::All, Content::Json(r#"{"b":1.0}"#.into()))
+        said(Audience::All(Format::Chat), Reach::All, Content::Json(r#"{"b":1.0}"#.into()))
     );
     assert_eq!(
         asked(4, r#"{"chat_from":"7","chat_content":null}"#),
-        said(Audience::All, Reach::All, Content::Json("null".into()))
+        said(Audience::All(Format::Chat), Reach::All, Content::Json("null".into()))
     );
 }
 
