@@ -335,12 +335,11 @@ impl<'a> Hand<'a> {
         self.acks.open_count() > returned + self.renewed.settled_count()
     }
 
-    /// Takes no more, and waits for the fate of what is in hand, or until `give_up`.
+    /// Waits for the fate of what is in hand, or until `give_up`, and takes no more than the consumer has credit for.
     pub(super) async fn finish(mut self, give_up: &CancellationToken) -> Result<(), BrokerError> {
-        self.take_no_more().await?;
         tokio::select! {
             () = give_up.cancelled() => {}
-            settled = self.until_settled() => settled?,
+            settled = self.use_up_credit() => settled?,
         }
         self.close().await.map(|_| ())
     }
@@ -362,28 +361,17 @@ impl<'a> Hand<'a> {
         self.close().await
     }
 
-    /// Takes up what the consumer is given still, and waits for the fate of what is in hand.
+    /// Takes up what the consumer is given still, and waits for the fate of what is in hand: of a quorum queue no consumer is
+    /// cancelled while something is. Should its node die then, RabbitMQ would keep that, and give it to nobody.
     async fn use_up_credit(&mut self) -> Result<(), BrokerError> {
         if !self.may_keep() {
-            self.take_no_more().await?;
+            // What came and was not taken up goes back to the queue with the channel.
+            self.stream.stop().await?;
             return self.until_settled().await;
         }
         self.withholds = true;
         while self.awaits_some() && self.step(std::future::pending()).await?.is_continue() {}
-        self.stream.stop().await?;
-        self.withholds = false;
-        Ok(())
-    }
-
-    /// What came and was not taken up goes back to the queue with the channel.
-    async fn take_no_more(&mut self) -> Result<(), BrokerError> {
-        if self.may_keep() && self.acks.open_of_consumer() >= self.prefetch {
-            // It has no credit, and is given none until the end.
-            self.keep();
-        } else {
-            self.stream.stop().await?;
-        }
-        Ok(())
+        self.stream.stop().await
     }
 
     /// What is not settled goes back to the queue. True if nothing was given back.
@@ -392,6 +380,7 @@ impl<'a> Hand<'a> {
             self.judge(verdict);
         }
         self.release_all()?;
+        self.withholds = false;
         self.acknowledge()?;
         // As many acknowledgements may be on their way as there were deliveries at a time.
         let at_a_time = self.consumers.saturating_mul(self.prefetch);

@@ -96,9 +96,12 @@ fn hear_of_device(devices: &Devices, cluster: &Cluster, control: Control) {
         warn!(address = %named, "another bridge speaks of what is no device; it is not heard.");
         return;
     };
-    if let Control::Claim { bridge, epoch, .. } = &control
+    if let Control::Claim { bridge, epoch, is_bound, .. } = &control
         && **bridge != *cluster.bridge
     {
+        if *is_bound {
+            cluster.was_shared(&address);
+        }
         claimed(devices, cluster, address, bridge, *epoch);
     } else {
         cluster.push(Work::Heard(address, control));

@@ -15,13 +15,16 @@ pub(crate) const TYPE: &str = "rabbitline.cluster";
 #[serde(tag = "says", rename_all = "snake_case")]
 pub(crate) enum Control {
     /// A device has connected to `bridge`: whoever has an earlier connection of it is to let it go.
-    /// It does so on a connection to the broker opened at `opened_ms`, which only it has to understand.
+    /// It does so on a connection to the broker opened at `opened_ms`, which only it has to understand. If it has bound the
+    /// device already, both have had what came since.
     Claim {
         address: String,
         bridge: String,
         epoch: u64,
         #[serde(default)]
         opened_ms: u64,
+        #[serde(default)]
+        is_bound: bool,
     },
     /// The connection that had this epoch is closed and reported, what waited for it is handed over, and
     /// nothing more comes here for the device.
@@ -103,6 +106,7 @@ mod tests {
                 bridge: bridge.clone(),
                 epoch: 7,
                 opened_ms: 1,
+                is_bound: true,
             },
             Control::Yielded { address: address.clone(), epoch: 7 },
             Control::Later { address: address.clone(), epoch: u64::MAX },

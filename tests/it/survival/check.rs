@@ -11,6 +11,9 @@ const ELECTION_MS: u64 = 5_000;
 /// How long it may take until of two bridges that have both told of a device the earlier one lets it go.
 const LETTING_GO_MS: u64 = 2_000;
 
+/// How long after that its binding to that one may last, on a loaded cluster to which a node has come back.
+const UNBINDING_MS: u64 = 5_000;
+
 /// How long before it is told that a bridge was killed its connections may end.
 const DYING_MS: u64 = 500;
 /// How long it may take until another takes over.
@@ -122,6 +125,15 @@ fn was_at_one_that_died(account: &Account, told: &Told) -> bool {
     })
 }
 
+/// Whether its device was connected to two bridges shortly before: until the binding to the earlier one has ended at all
+/// nodes, the broker gives to both what comes, and that one passes its copy on to the other.
+fn was_bound_twice(account: &Account, told: &Told) -> bool {
+    account.doubles.iter().any(|double| {
+        double.device == told.spec.device
+            && (double.from_ms..=double.to_ms + UNBINDING_MS).contains(&told.published_ms)
+    })
+}
+
 /// What was not is undelivered, with the outcome that its sender was told.
 fn is_kept(told: &Told, say: &mut impl FnMut(&str)) {
     if told.is_to_come() {
@@ -138,14 +150,15 @@ fn is_in_time(told: &Told, say: &mut impl FnMut(&str)) {
 }
 
 /// One outcome, but for `written` that is taken back and `parked` that ends; more only of what was in hand when a bridge
-/// died or a node did.
+/// died or a node did, or of what came to two bridges.
 fn is_told_once(account: &Account, told: &Told, count: &mut Count, say: &mut impl FnMut(&str)) {
     let words: Vec<&str> = told.receipts.iter().map(|receipt| receipt.outcome.as_str()).collect();
     if follow_from_each_other(&words) {
         return;
     }
     let last = told.receipts.last().map(|last| last.at_ms);
-    if !last.is_some_and(|last| has_outage(account, told.published_ms, last)) {
+    let had_outage = last.is_some_and(|last| has_outage(account, told.published_ms, last));
+    if !had_outage && !was_bound_twice(account, told) {
         return say("its receipts contradict each other");
     }
     if words.windows(2).all(|pair| pair[0] == pair[1]) {

@@ -105,7 +105,8 @@ impl Table<'_> {
     pub(super) fn claim_for(&self, address: &Address, epoch: u64) -> Publication {
         let bridge = self.cluster.bridge.to_string();
         let (named, opened_ms) = (address.to_string(), self.opened_ms);
-        let control = Control::Claim { address: named, bridge, epoch, opened_ms };
+        let is_bound = matches!(self.entries.get(address), Some(Entry::Bound));
+        let control = Control::Claim { address: named, bridge, epoch, opened_ms, is_bound };
         let (exchange, key) = (self.shared().into(), address.to_string().into());
         let mut message = control_message(exchange, key, &control, true);
         // It is made again then. The broker gives what has expired to whoever takes commands off the queue,
