@@ -32,6 +32,7 @@ mod stream;
 mod talker;
 mod tap;
 mod tap_client;
+mod tls;
 mod topology;
 mod undelivered;
 mod window;

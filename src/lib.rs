@@ -39,6 +39,7 @@ mod last_values;
 mod ledger;
 mod live;
 mod parking;
+mod pem;
 pub mod presence;
 pub mod report;
 mod run;

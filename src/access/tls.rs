@@ -3,18 +3,17 @@
 //! A connection keeps the certificate it began with; the next one gets the new one. Certificate and
 //! key may change one after the other: while they do not fit each other, the old ones stay in force.
 
-use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use rustls::crypto::ring;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::CertificateDer;
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
+use crate::pem;
 use crate::settings::CertificateName;
 use crate::watched::Watched;
 
@@ -45,30 +44,19 @@ fn read(files: &Files) -> Result<ServerConfig, String> {
         None => builder.with_no_client_auth(),
         Some(path) => {
             let mut roots = RootCertStore::empty();
-            for certificate in certificates(path)? {
-                roots.add(certificate).map_err(|error| wrong(path, &error))?;
+            for certificate in pem::certificates(path)? {
+                roots.add(certificate).map_err(|error| pem::wrong(path, &error))?;
             }
             let verifier =
                 WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build();
-            builder.with_client_cert_verifier(verifier.map_err(|error| wrong(path, &error))?)
+            builder.with_client_cert_verifier(verifier.map_err(|error| pem::wrong(path, &error))?)
         }
     };
-    let key =
-        PrivateKeyDer::from_pem_file(&files.key).map_err(|error| wrong(&files.key, &error))?;
+    let key = pem::private_key(&files.key)?;
     // This tells, too, whether the key is the certificate's.
     builder
-        .with_single_cert(certificates(&files.certificate)?, key)
-        .map_err(|error| wrong(&files.certificate, &error))
-}
-
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
-    let all = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
-    let all = all.map_err(|error| wrong(path, &error))?;
-    if all.is_empty() { Err(wrong(path, &"there is no certificate in it")) } else { Ok(all) }
-}
-
-fn wrong(path: &Path, error: &dyn fmt::Display) -> String {
-    format!("cannot use {}: {error}", path.display())
+        .with_single_cert(pem::certificates(&files.certificate)?, key)
+        .map_err(|error| pem::wrong(&files.certificate, &error))
 }
 
 /// The name in a device's certificate.

@@ -13,7 +13,7 @@ use async_compat::CompatExt;
 use futures_util::{Stream, StreamExt};
 use lapin::options::ConfirmSelectOptions;
 use lapin::protocol::AMQPErrorKind;
-use lapin::tcp::OwnedTLSConfig;
+use lapin::tcp::RustlsConnector;
 use lapin::uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo};
 use lapin::{AsyncTcpStream, Channel, Connection, ConnectionProperties, ErrorKind, Event};
 use socket2::{SockRef, Socket, TcpKeepalive};
@@ -22,6 +22,7 @@ use tokio::time::timeout;
 
 use super::BrokerError;
 use super::nodes::Nodes;
+use super::tls;
 use crate::settings::{Broker, Endpoint};
 
 /// A close that the broker does not answer is cut off after this: the connection is of no use then.
@@ -54,18 +55,18 @@ impl Link {
         purpose: &str,
     ) -> Result<Self, BrokerError> {
         let mq = nodes.mq();
-        let ca = read_ca(mq, host)?;
+        let tls = tls::connector(mq, host)?;
         let socket: Slot<Socket> = Slot::default();
         let refusal: Slot<BrokerError> = Slot::default();
         let connect = {
-            let (mq, host) = (mq.clone(), host.clone());
+            let host = host.clone();
             let (socket, refusal) = (Arc::clone(&socket), Arc::clone(&refusal));
             async move |_uri, _runtime| {
                 let keep = |dialed: SockRef<'_>| {
                     put(&socket, dialed.try_clone()?);
                     Ok(())
                 };
-                dial(&mq, &host, ca.clone(), keep).await.map_err(|(error, kind)| {
+                dial(&host, tls.as_ref(), keep).await.map_err(|(error, kind)| {
                     put(&refusal, error);
                     lapin::Error::from(io::Error::from(kind))
                 })
@@ -205,21 +206,12 @@ pub(super) fn silent(mq: &Broker, host: &Endpoint) -> BrokerError {
     BrokerError::Silent { address: host.to_string(), limit }
 }
 
-pub(super) fn read_ca(mq: &Broker, host: &Endpoint) -> Result<Option<String>, BrokerError> {
-    let Some(path) = mq.ca_file.as_ref().filter(|_| mq.tls.is_on()) else {
-        return Ok(None);
-    };
-    let pem = std::fs::read_to_string(path);
-    pem.map(Some).map_err(|source| BrokerError::Tls { address: host.to_string(), source })
-}
-
 pub(super) type Dialed = AsyncTcpStream<async_compat::Compat<TcpStream>>;
 
-/// Makes the TCP connection and, if asked for, the TLS session; `with` sees the socket before that.
+/// Makes the TCP connection and, with `tls`, the session; `with` sees the socket before that.
 pub(super) async fn dial(
-    mq: &Broker,
     host: &Endpoint,
-    ca: Option<String>,
+    tls: Option<&RustlsConnector>,
     with: impl FnOnce(SockRef<'_>) -> io::Result<()>,
 ) -> Result<Dialed, (BrokerError, io::ErrorKind)> {
     let unreachable = |source: io::Error| {
@@ -240,11 +232,8 @@ pub(super) async fn dial(
         .and_then(|()| with(socket));
     configured.map_err(unreachable)?;
     let plain = AsyncTcpStream::Plain(stream.compat());
-    if !mq.tls.is_on() {
-        return Ok(plain);
-    }
-    let config = OwnedTLSConfig { identity: None, cert_chain: ca };
-    plain.into_tls(&host.host, config.as_ref()).await.map_err(|source| {
+    let Some(tls) = tls else { return Ok(plain) };
+    plain.into_rustls(tls, &host.host).await.map_err(|source| {
         let kind = source.kind();
         (BrokerError::Tls { address: host.to_string(), source }, kind)
     })

@@ -28,7 +28,7 @@ use self::wire::Wire;
 use super::acks::Ack;
 use super::connection as link;
 use super::message::{Delivered, Message, Properties};
-use super::{BrokerError, topology};
+use super::{BrokerError, tls, topology};
 use crate::settings::{Broker, Endpoint};
 
 /// The channel of what concerns the connection as a whole, and the only other one.
@@ -112,7 +112,8 @@ impl Stream {
         name: &str,
         queue: String,
     ) -> Result<Self, BrokerError> {
-        let socket = link::dial(mq, host, link::read_ca(mq, host)?, |_| Ok(())).await;
+        let tls = tls::connector(mq, host)?;
+        let socket = link::dial(host, tls.as_ref(), |_| Ok(())).await;
         let mut stream = Self {
             wire: Wire::new(socket.map_err(|(error, _)| error)?),
             queue,

@@ -77,7 +77,7 @@ section! {
     password: Secret = "MQ_PASSWORD", "guest", "Password of that user.";
     password_file: Option<PathBuf> = "MQ_PASSWORD_FILE", "", "File that holds the password, instead of `MQ_PASSWORD`; read once at start, a newline at its end is not part of it.";
     tls: Switch = "MQ_TLS", "off", "`on` speaks AMQP over TLS (amqps).";
-    ca_file: Option<PathBuf> = "MQ_CA_FILE", "", "PEM file of certificate authorities to trust besides the system's.";
+    ca_file: Option<PathBuf> = "MQ_CA_FILE", "", "PEM file of certificate authorities to trust besides the system's, if it has any.";
     queue: String = "MQ_QUEUE", "device-commands", "Queue that commands are consumed from; declared durable if it is missing.";
     exchange: String = "MQ_EXCHANGE", "device-commands", "Exchange the queue is bound to; declared direct and durable if it is missing.";
     routing_key: Option<String> = "MQ_ROUTING_KEY", "", "Routing key of that binding; unset: the queue's name.";

@@ -29,6 +29,13 @@ fn the_broker_is_reached_over_tls_and_only_if_its_certificate_is_trusted() {
         scene.publish(&command("127.0.0.2", "OVER TLS"));
         assert_eq!(device.line(), "OVER TLS\r\n");
     }
+    // A small system has no authorities of its own.
+    let bare = tls.clone().set("MQ_HOST", "localhost").set("SSL_CERT_FILE", "/nonexistent");
+    let end = bare.clone().set("MQ_CA_FILE", &trusted).run(&["check"]);
+    assert_eq!(end.code, Some(0), "{end:?}");
+    let end = bare.run(&["check"]);
+    assert_eq!(end.code, Some(69), "{end:?}");
+    assert!(end.stderr.contains("MQ_CA_FILE"), "{end:?}");
     // A host is held to its own name: the certificate has not that of the first.
     let both = tls.clone().set("MQ_HOST", "127.0.0.2,localhost").set("MQ_CA_FILE", &trusted);
     let end = both.run(&["check"]);

@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use proptest::prelude::*;
 use rcgen::string::Ia5String;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, SanType};
-use rustls::pki_types::ServerName;
+use rustls::pki_types::{PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, Error, ServerConnection};
 use tempfile::TempDir;
 
