@@ -27,6 +27,7 @@ mod copies;
 mod dead_links;
 mod descriptors;
 mod device_tls;
+mod documents;
 mod drain;
 mod events;
 mod explain;
