@@ -58,9 +58,8 @@ pub struct Bridge {
     spread: Duration,
     routes: Option<JoinHandle<bool>>,
     publisher: JoinHandle<bool>,
-    tap: JoinHandle<()>,
-    requester: JoinHandle<()>,
-    talker: Option<JoinHandle<()>>,
+    /// What else has a connection to the broker, until the publisher is to end.
+    clients: TaskTracker,
     http: Vec<JoinHandle<()>>,
 }
 
@@ -75,19 +74,8 @@ impl Bridge {
         let fronts = Fronts::bind(&settings.http).await?;
         let (door, options) = of_topics(&settings, &bridge)?;
         let wires = listeners.iter().map(Listener::wire).collect();
-        let Parts {
-            devices,
-            consumer,
-            drainer,
-            routes,
-            talker,
-            publisher,
-            parker,
-            tap,
-            requester,
-            feed,
-            http,
-        } = Parts::new(settings, bridge, wires)?;
+        let Parts { devices, consumer, drainer, routes, publisher, parker, clients, feed, http } =
+            Parts::new(settings, bridge, wires)?;
 
         let [drain, give_up, finish] = std::array::from_fn(|_| CancellationToken::new());
         let leaving = Leaving::default();
@@ -95,9 +83,7 @@ impl Bridge {
         let sessions = TaskTracker::new();
         let draining = Arc::clone(&http.draining);
         let publisher = tokio::spawn(publish(publisher, parker, finish.clone()));
-        let tap = tokio::spawn(tap.run(finish.clone()));
-        let requester = tokio::spawn(requester.run(finish.clone()));
-        let talker = talker.map(|talker| tokio::spawn(talker.run(finish.clone())));
+        let clients = clients.start(&finish);
         let sweeper = tokio::spawn(Sweeper::run(Arc::clone(&devices)));
         let hall = Hall {
             devices: Arc::clone(&devices),
@@ -131,9 +117,7 @@ impl Bridge {
             spread,
             routes,
             publisher,
-            tap,
-            requester,
-            talker,
+            clients,
             http,
         })
     }
@@ -186,13 +170,8 @@ impl Bridge {
             );
             clean = false;
         }
-        // It closes its connection, for which nobody waits longer.
-        timeout_at(end, &mut self.tap).await.ok();
-        if let Some(talker) = self.talker {
-            timeout_at(end, talker).await.ok();
-        }
-        // Receipts may have come until now; what it does not close in time ends with the process.
-        timeout_at(end, self.requester).await.ok();
+        // Receipts may have come until now. They close their connections; what is not closed in time ends with the process.
+        timeout_at(end, self.clients.wait()).await.ok();
         self.http.iter().for_each(JoinHandle::abort);
         clean
     }

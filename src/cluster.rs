@@ -74,8 +74,6 @@ pub(crate) enum Work {
     Parked(Address),
     /// Unbind a device if it is not here: it was bound on a connection that is lost.
     Unbind(Address),
-    /// A device has connected for which something may be parked.
-    Seek(Address),
     /// All that came for an earlier process is read.
     Begun,
     /// Tell a bridge that was not known that this one is there.
@@ -92,8 +90,7 @@ impl Work {
             Self::Yield { address, .. }
             | Self::Heard(address, _)
             | Self::Parked(address)
-            | Self::Unbind(address)
-            | Self::Seek(address) => Some(address),
+            | Self::Unbind(address) => Some(address),
             Self::Say(..) | Self::Greet(_) | Self::ClaimAgain | Self::Begun => None,
         }
     }
@@ -246,15 +243,6 @@ impl Cluster {
     /// Commands were parked for a device that no bridge had: one may have it since.
     pub(crate) fn parked(&self, address: Address) {
         self.push(Work::Parked(address));
-    }
-
-    /// Asks the broker whether anything is parked for a device; false if there is no connection to ask on.
-    pub(crate) fn seek(&self, address: &Address) -> bool {
-        let routing = self.routing.load(Ordering::Relaxed);
-        if routing {
-            self.push(Work::Seek(address.clone()));
-        }
-        routing
     }
 
     /// The device is handed over to another bridge: what comes for it goes there.

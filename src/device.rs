@@ -103,15 +103,7 @@ impl Devices {
 
     /// The device of `address` has connected, and no other bridge has it: what is parked for it is wanted.
     pub(crate) fn seek_parked(&self, address: &Address) {
-        match &self.cluster {
-            Some(cluster) if self.knocks => {
-                // In this order: who finds the connection lost sees what was sought until then.
-                if self.parking.seek(address) && !cluster.seek(address) {
-                    self.parking.found(address);
-                }
-            }
-            Some(_) | None => self.parking.arrived(address),
-        }
+        if self.knocks { self.parking.seek(address) } else { self.parking.arrived(address) }
     }
 
     /// How many orders wait in lanes.

@@ -48,6 +48,8 @@ pub(crate) struct Parking {
     work: Notify,
     /// Tells it that something which was on its way is no longer.
     landing: Notify,
+    /// Tells the knocker that there is something to ask.
+    seeking: Notify,
     /// Held for a few map operations, never across an await. Last in every lock order.
     state: Mutex<State>,
 }
@@ -61,6 +63,8 @@ struct State {
     total: usize,
     /// Addresses to fetch for, each at most once.
     wanted: VecDeque<Address>,
+    /// Addresses about which the broker is to be asked whether there is a queue, each at most once.
+    sought: VecDeque<Address>,
     /// Expired in the broker, and their senders are to be told.
     expired: Vec<Arc<Facts>>,
     /// Addresses for which the broker is to be asked how many it holds still.
@@ -97,6 +101,7 @@ impl Parking {
             count: AtomicUsize::new(0),
             work: Notify::new(),
             landing: Notify::new(),
+            seeking: Notify::new(),
             state: Mutex::new(State { usage, ..State::default() }),
         }
     }

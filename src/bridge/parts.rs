@@ -5,12 +5,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 
 use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use super::wrong;
 use crate::backlog::{self, Backlog};
 use crate::broker::{
-    Consumer, Drainer, Intake, Jobs, Nodes, Parker, Publisher, Requester, Routes, Talker, Tap,
-    Undelivered,
+    Consumer, Drainer, Intake, Jobs, Knocker, Nodes, Parker, Publisher, Requester, Routes, Talker,
+    Tap, Undelivered,
 };
 use crate::cluster::Cluster;
 use crate::device::{Devices, Registry, Sweeper};
@@ -41,11 +43,9 @@ pub(super) struct Parts {
     pub(super) consumer: Consumer,
     pub(super) drainer: Drainer,
     pub(super) routes: Option<Routes>,
-    pub(super) talker: Option<Talker>,
     pub(super) publisher: Publisher,
     pub(super) parker: Parker,
-    pub(super) tap: Tap,
-    pub(super) requester: Requester,
+    pub(super) clients: Clients,
     pub(super) feed: Option<Feed>,
     pub(super) http: HttpState,
 }
@@ -71,6 +71,7 @@ impl Parts {
         let uplink = last_values(&settings).map(new).map(Arc::new);
         let Reporting { reporter, parking, jobs, deposits } =
             Reporting::new(&settings, &work, &metrics, &live, &run);
+        let knocks = cluster.is_some() && knocks(&settings);
         let registry = Registry::new(
             Arc::clone(&presence),
             Arc::clone(&trail),
@@ -89,13 +90,14 @@ impl Parts {
             groups,
             wires,
             cluster: cluster.clone(),
-            knocks: knocks(&settings),
+            knocks,
         });
         let router = Router::new(Arc::clone(&devices), stalled_max);
         let intake = Arc::new(Intake::new(Arc::clone(&settings), router, Arc::clone(&trail)));
         let nodes = Nodes::new(&settings.mq);
-        let talker =
-            cluster.as_ref().map(|cluster| Talker::new(&settings, &nodes, &devices, cluster));
+        let talker = |cluster| Talker::new(&settings, &nodes, &devices, cluster);
+        let talker = cluster.as_ref().map(talker);
+        let knocker = knocks.then(|| Knocker::new(&settings, &nodes, &bridge, &devices));
         let routes = cluster.map(|cluster| Routes::new(&intake, &nodes, cluster));
         let drainer = Drainer::new(&intake, &nodes, &bridge);
         let consumer = Consumer::new(intake, &nodes, &bridge);
@@ -109,19 +111,29 @@ impl Parts {
         let parker = Parker::new(of, to, bridge, deposits, Arc::clone(&devices));
         let publisher =
             Publisher::new(settings, nodes, run, jobs, presence, Arc::clone(&devices), outlet);
-        Ok(Self {
-            devices,
-            consumer,
-            drainer,
-            routes,
-            talker,
-            publisher,
-            parker,
-            tap,
-            requester,
-            feed,
-            http,
-        })
+        let clients = Clients { tap, requester, talker, knocker };
+        Ok(Self { devices, consumer, drainer, routes, publisher, parker, clients, feed, http })
+    }
+}
+
+/// Parts that run by themselves, each on a connection of its own.
+pub(super) struct Clients {
+    tap: Tap,
+    requester: Requester,
+    talker: Option<Talker>,
+    knocker: Option<Knocker>,
+}
+
+impl Clients {
+    /// Starts them; they run until `finish`.
+    pub(super) fn start(self, finish: &CancellationToken) -> TaskTracker {
+        let tasks = TaskTracker::new();
+        tasks.spawn(self.tap.run(finish.clone()));
+        tasks.spawn(self.requester.run(finish.clone()));
+        self.talker.map(|talker| tasks.spawn(talker.run(finish.clone())));
+        self.knocker.map(|knocker| tasks.spawn(knocker.run(finish.clone())));
+        tasks.close();
+        tasks
     }
 }
 

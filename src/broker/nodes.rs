@@ -11,7 +11,8 @@ use std::time::Duration;
 use tracing::warn;
 
 use super::BrokerError;
-use super::connection::Link;
+use super::connection::{self as link, Link};
+use super::stream::Courier;
 use crate::chance;
 use crate::settings::{Broker, Endpoint};
 
@@ -38,14 +39,37 @@ impl Nodes {
         bridge: &str,
         purpose: &str,
     ) -> Result<Link, BrokerError> {
+        let open = |host| async move { Link::open(self, &host, bridge, purpose).await };
+        self.first(purpose, open).await
+    }
+
+    /// The same for one with nothing but a courier; and where it leads.
+    pub(super) async fn open_courier(
+        &self,
+        bridge: &str,
+        purpose: &str,
+    ) -> Result<(Courier, Endpoint), BrokerError> {
+        let name = &link::name(bridge, purpose);
+        let open = |host| async move {
+            let courier = Courier::open(&self.mq, &host, name).await?;
+            Ok((courier, host))
+        };
+        self.first(purpose, open).await
+    }
+
+    async fn first<T, F: Future<Output = Result<T, BrokerError>>>(
+        &self,
+        purpose: &str,
+        open: impl Fn(Endpoint) -> F,
+    ) -> Result<T, BrokerError> {
         let hosts = self.lock().0.clone();
         let mut failure = None;
         for host in hosts {
             if let Some(error) = failure.take() {
                 warn!(purpose, next = %host, "{error}");
             }
-            match Link::open(self, &host, bridge, purpose).await {
-                Ok(link) => return Ok(link),
+            match open(host.clone()).await {
+                Ok(opened) => return Ok(opened),
                 Err(error) => {
                     self.failed(&host);
                     failure = Some(error);

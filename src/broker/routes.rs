@@ -86,7 +86,6 @@ impl Routes {
             error = link.lost() => Err(error),
         };
         self.cluster.set_routing(false);
-        self.intake.devices().parking.found_out_by_fetching();
         self.intake.router.drop_unwanted();
         link.end(result).await
     }

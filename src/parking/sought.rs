@@ -15,22 +15,30 @@ impl Parking {
         }
     }
 
-    /// A device has connected for which other bridges may have parked something. True if the broker is to be
-    /// asked whether there is a queue, until `answered`; what is known to be there is wanted at once. Until one
-    /// or the other is done commands for the device wait.
-    pub(crate) fn seek(&self, address: &Address) -> bool {
+    /// A device has connected for which other bridges may have parked something. What is known to be there is wanted at
+    /// once; else the broker is asked whether there is a queue, until `found` or `finish`. Until one or the other is
+    /// done commands for the device wait.
+    pub(crate) fn seek(&self, address: &Address) {
         let mut state = self.lock();
         let lot = state.lots.entry(address.clone()).or_default();
         if lot.len() > 0 || lot.missing.is_some() {
             self.want(&mut state, address);
-            return false;
-        }
-        let asks = lot.fetching == Fetching::No;
-        if asks {
+        } else if lot.fetching == Fetching::No {
             lot.fetching = Fetching::Asking;
+            state.sought.push_back(address.clone());
+            self.seeking.notify_one();
         }
         self.counted(&state);
-        asks
+    }
+
+    /// The next one about which the broker is to be asked.
+    pub(crate) fn next_sought(&self) -> Option<Address> {
+        self.lock().sought.pop_front()
+    }
+
+    /// Ends once there may be such a one.
+    pub(crate) async fn until_sought(&self) {
+        self.seeking.notified().await;
     }
 
     /// Whether the broker is being asked about `address`.
@@ -44,21 +52,6 @@ impl Parking {
         if self.is_sought(address) {
             self.interrupted(address);
             self.look_again(address, true);
-        }
-    }
-
-    /// Nobody is there to ask the broker: of all about which it was being asked, what is parked is wanted. Whoever
-    /// fetches it finds out.
-    pub(crate) fn found_out_by_fetching(&self) {
-        let mut state = self.lock();
-        let asking = |lot: &super::Lot| lot.fetching == Fetching::Asking;
-        let sought = state.lots.iter().filter(|(_, lot)| asking(lot));
-        let sought: Vec<Address> = sought.map(|(address, _)| address.clone()).collect();
-        for address in sought {
-            if let Some(lot) = state.lots.get_mut(&address) {
-                lot.fetching = Fetching::No;
-            }
-            self.want(&mut state, &address);
         }
     }
 }

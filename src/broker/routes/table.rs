@@ -9,7 +9,6 @@ mod ending;
 mod moving;
 mod passing;
 mod refused;
-mod sought;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -82,8 +81,6 @@ enum Asked {
 enum Sent {
     Command(Order, Option<Arc<str>>),
     Claim(Address),
-    /// To the queue in which commands for this device are parked, if there is one.
-    Knock(Address),
     /// Whether another bridge has a device that has not come back in time.
     Overdue(Overdue),
     /// Whether this bridge is there.
@@ -152,7 +149,7 @@ impl Drop for Table<'_> {
                 self.cluster.hold_on(overdue);
                 None
             }
-            Sent::Claim(_) | Sent::Knock(_) | Sent::Asked(_) | Sent::Parked(_) | Sent::Said => None,
+            Sent::Claim(_) | Sent::Asked(_) | Sent::Parked(_) | Sent::Said => None,
         });
         let (mut waiting, mut bound) = (Vec::new(), Vec::new());
         for (address, entry) in self.entries.drain() {
@@ -315,7 +312,6 @@ impl<'a> Table<'a> {
                 self.hears_old.store(false, Ordering::Relaxed);
                 Ok(())
             }
-            Work::Seek(address) => self.knock(address),
             Work::Unbind(address) if self.entries.contains_key(&address) => Ok(()),
             Work::Unbind(address) => self.unbind_stale(&address),
         }

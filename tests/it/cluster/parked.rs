@@ -1,7 +1,11 @@
 //! What is parked reaches its device wherever that connects, once, and asking for it leaves nothing behind.
 
-use super::{fleet_at, outcomes, pair, until_online};
-use crate::harness::{Fleet, Scene, address, command, eventually, park, persistent};
+use std::sync::Arc;
+
+use super::{fleet_at, outcomes, pair, until_acquainted, until_online};
+use crate::harness::{
+    Broker, Cluster, Fleet, Scene, address, command, eventually, park, persistent,
+};
 
 /// Waits until nothing is in the queue in which commands for a device are parked.
 #[track_caller]
@@ -92,4 +96,62 @@ fn a_device_for_which_nothing_was_parked_costs_the_broker_no_channel() {
     });
     let complaint = complaint(&scene.parked_for("127."));
     assert!(!log.contains(&complaint), "{complaint}: {log}");
+}
+
+/// Ends the leader of a quorum queue and one of its followers. The other one goes on asking who leads: so it is with a
+/// queue that RabbitMQ was declaring when a node died. Whoever publishes to it has no answer for half a minute.
+#[track_caller]
+fn behead(cluster: &Cluster, queue: &str) {
+    let leads = format!(
+        "case rabbit_amqqueue:lookup(rabbit_misc:r(<<\"/\">>, queue, <<\"{queue}\">>)) of \
+         {{ok, Q}} -> element(2, amqqueue:get_pid(Q)) == node() end."
+    );
+    let is_leader = |node: &&Arc<Broker>| node.ctl(&["eval", &leads]).trim() == "true";
+    let (leader, others): (Vec<_>, Vec<_>) = cluster.nodes().iter().partition(is_leader);
+    assert_eq!((leader.len(), others.len()), (1, 2), "{queue}");
+    let on = |node: &Broker, what: &str| {
+        let member = format!("{{binary_to_atom(<<\"%2F_{queue}\">>), node()}}");
+        let done = node.ctl(&["eval", &format!("ra:{what}_server(quorum_queues, {member}).")]);
+        assert_eq!(done.trim(), "ok", "{what} {queue}");
+    };
+    others.into_iter().for_each(|node| on(node, "stop"));
+    ["stop", "restart"].iter().for_each(|what| on(leader[0], what));
+}
+
+#[test]
+fn a_queue_of_parked_commands_without_a_leader_holds_up_no_other_device_nor_its_own_for_ever() {
+    const SICK: &str = "127.0.0.9";
+    let cluster = Cluster::turn();
+    let scene = cluster.scene("cluster-sick");
+    let presence = scene.presence();
+    let of_cluster =
+        |name| cluster.setup(&scene).set("CLUSTER", "on").set("BRIDGE_NAME", name).start();
+    let a = of_cluster("a");
+    scene.publish(&park(SICK, "FOR LATER"));
+    scene.until_parked(SICK, 1);
+    behead(&cluster, &scene.parked_for(SICK));
+
+    // Which does not know what the other has parked.
+    let b = of_cluster("b");
+    until_acquainted(&[&a, &b]);
+    let mut sick = b.device(SICK);
+    until_online(&presence, SICK, "b");
+    // Each has to be bound, asked about, and found by the other bridge.
+    for round in 0..10 {
+        let [here, there] = [20, 40].map(|first| format!("127.0.0.{}", first + round));
+        let devices = [(&a, &here, "a"), (&b, &there, "b")].map(|(bridge, address, name)| {
+            let device = bridge.device(address);
+            until_online(&presence, address, name);
+            (device, address)
+        });
+        for (mut device, address) in devices {
+            (0..4).for_each(|number| scene.publish(&command(address, &number.to_string())));
+            // Two bridges take them off the queue, so in whatever order.
+            let mut lines: Vec<_> = (0..4).map(|_| device.line()).collect();
+            lines.sort();
+            assert_eq!(lines, ["0\r\n", "1\r\n", "2\r\n", "3\r\n"]);
+        }
+    }
+    scene.publish(&command(SICK, "NOW"));
+    assert_eq!(sick.line(), "NOW\r\n");
 }

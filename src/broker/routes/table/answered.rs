@@ -38,7 +38,6 @@ impl Table<'_> {
                     // Who has it answers.
                     Some(Sent::Claim(_)) => self.claimed -= 1,
                     Some(Sent::Asked(bridge)) => self.cluster.is_there(&bridge),
-                    Some(Sent::Knock(address)) => self.devices().parking.found(&address),
                     // It may have said so before this was parked.
                     Some(Sent::Parked(address)) => {
                         if !self.is_here(&address) {
@@ -59,10 +58,6 @@ impl Table<'_> {
                 }
                 Some(Sent::Overdue(overdue)) => {
                     self.stayed_away(overdue);
-                    Ok(())
-                }
-                Some(Sent::Knock(address)) => {
-                    self.nothing_parked(&address);
                     Ok(())
                 }
                 Some(Sent::Asked(bridge)) => {

@@ -92,7 +92,6 @@ impl Table<'_> {
                 self.claimed -= 1;
                 self.refused.claims.push(address);
             }
-            Some(Sent::Knock(address)) => self.refused.works.push(Work::Seek(address)),
             Some(Sent::Parked(address)) => self.refused.works.push(Work::Parked(address)),
             Some(Sent::Overdue(overdue)) => self.cluster.hold_on(overdue),
             // It is asked every second.
