@@ -137,7 +137,6 @@ impl Round<'_> {
             self.courier.flush()?;
             let oldest = self.open.first_key_value().map(|(_, (since, _))| *since + ANSWER_WITHIN);
             tokio::select! {
-                biased;
                 said = self.courier.next() => self.answered(said?),
                 () = parking.until_sought(), if self.courier.has_room() => {}
                 () = sleep_until(oldest.unwrap_or_else(Instant::now)), if oldest.is_some() => {
