@@ -241,7 +241,8 @@ fn the_console_asks_for_a_token_and_a_reader_cannot_act() {
     browser.until_says("#sign-in-problem", "does not know this token");
     // Who has just been wrong has to wait a moment, and is told so.
     eventually("the reader is let in", || {
-        browser.run("document.querySelector('#token').value = ''");
+        // What was said before is no answer, and who is let in has no form any more to type into.
+        browser.run("document.querySelector('#token').value = ''; document.querySelector('#sign-in-problem').textContent = ''");
         browser.keys("#token", &format!("{READER}\n"));
         let seen = browser.until("an answer", "document.querySelector('.undelivered > li') ? 'in' : document.querySelector('#sign-in-problem').innerText || null");
         if seen == "in" { Ok(()) } else { Err(seen) }
