@@ -13,17 +13,16 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use lapin::BasicProperties;
 use lapin::types::ShortString;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::BrokerError;
 use super::nodes::Nodes;
 use super::publication::Publication;
-use super::retry::Retry;
 use super::stream::{Courier, Said};
-use crate::cluster::control::{self, Control};
+use super::{BrokerError, retry};
+use crate::clock;
+use crate::cluster::control::Control;
 use crate::command::Address;
 use crate::device::Devices;
 use crate::settings::Settings;
@@ -72,20 +71,11 @@ impl Knocker {
 
     /// Asks until `finish`, from when the first device has connected.
     pub(crate) async fn run(self, finish: CancellationToken) {
-        tokio::select! {
-            () = self.devices.parking.until_sought() => {}
-            () = finish.cancelled() => return,
-        }
-        let mut retry = Retry::of("knocker");
-        loop {
-            let error = tokio::select! {
-                Err(error) = self.attempt() => error,
-                () = finish.cancelled() => return,
-            };
-            if !retry.wait(&error, &finish).await {
-                return;
-            }
-        }
+        let asking = async {
+            self.devices.parking.until_sought().await;
+            retry::for_ever("knocker", || self.attempt()).await
+        };
+        finish.run_until_cancelled(asking).await;
     }
 
     async fn attempt(&self) -> Result<Infallible, BrokerError> {
@@ -95,17 +85,10 @@ impl Knocker {
     }
 
     fn question(&self, address: &Address) -> Publication {
-        let properties = BasicProperties::default()
-            .with_content_type("application/json".into())
-            .with_type(control::TYPE.into())
-            .with_delivery_mode(TRANSIENT);
-        Publication {
-            exchange: ShortString::default(),
-            key: self.settings.mq.parked_queue(address).into(),
-            properties,
-            body: Control::Knock.body().into(),
-            mandatory: true,
-        }
+        let key = self.settings.mq.parked_queue(address).into();
+        let mut question = Publication::control(ShortString::default(), key, &Control::Knock, true);
+        question.properties = question.properties.with_delivery_mode(TRANSIENT);
+        question
     }
 
     /// There is no queue for `address`.
@@ -131,17 +114,16 @@ impl Round<'_> {
             while self.courier.has_room()
                 && let Some(address) = parking.next_sought()
             {
-                let number = self.courier.publish(self.knocker.question(&address))?;
+                let asked = self.courier.publish(self.knocker.question(&address));
+                let number = asked.inspect_err(|_| parking.found(&address))?;
                 self.open.insert(number, (Instant::now(), address));
             }
             self.courier.flush()?;
-            let oldest = self.open.first_key_value().map(|(_, (since, _))| *since + ANSWER_WITHIN);
+            let late = self.open.first_key_value().map(|(_, (since, _))| *since + ANSWER_WITHIN);
             tokio::select! {
                 said = self.courier.next() => self.answered(said?),
                 () = parking.until_sought(), if self.courier.has_room() => {}
-                () = sleep_until(oldest.unwrap_or_else(Instant::now)), if oldest.is_some() => {
-                    return Err(self.is_late());
-                }
+                () = clock::until(late) => return Err(self.is_late()),
             }
             // A storm of connects must not keep the other tasks of this thread waiting.
             tokio::task::coop::consume_budget().await;
@@ -149,20 +131,17 @@ impl Round<'_> {
     }
 
     fn answered(&mut self, said: Said) {
-        let parking = &self.knocker.devices.parking;
-        match said {
-            Said::Returned(number) => {
-                if let Some((_, address)) = self.open.remove(&number) {
-                    self.knocker.nothing_parked(&address);
-                }
-            }
-            Said::Taken(number) | Said::Refused(number) => {
-                if let Some((_, address)) = self.open.remove(&number) {
-                    parking.found(&address);
-                }
-            }
+        let (number, may_be_there) = match said {
+            Said::Returned(number) => (number, false),
+            Said::Taken(number) | Said::Refused(number) => (number, true),
             // Nothing is bound here.
-            Said::Bound => {}
+            Said::Bound => return,
+        };
+        let Some((_, address)) = self.open.remove(&number) else { return };
+        if may_be_there {
+            self.knocker.devices.parking.found(&address);
+        } else {
+            self.knocker.nothing_parked(&address);
         }
     }
 

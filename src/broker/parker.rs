@@ -14,7 +14,7 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use lapin::Channel;
 use lapin::types::ShortString;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -25,7 +25,7 @@ use super::publication::{Publication, Refusal};
 use super::retry::Retry;
 use super::window::{TRIES_MAX, Window};
 use super::{BrokerError, Jobs};
-use crate::clock::Moment;
+use crate::clock::{self, Moment};
 use crate::command::Address;
 use crate::device::Devices;
 use crate::job::{Deposit, Owed};
@@ -181,12 +181,6 @@ impl<'a> Shift<'a> {
                 return Ok(());
             }
             let next = self.later.front().map(|(at, _)| *at);
-            let rested = async {
-                match next {
-                    Some(at) => sleep_until(at).await,
-                    None => std::future::pending().await,
-                }
-            };
             tokio::select! {
                 biased;
                 (number, result) = self.window.answered() => match result {
@@ -200,7 +194,7 @@ impl<'a> Shift<'a> {
                 }
                 // Not by what else is told: that is also said of a channel on which a declaration has failed.
                 error = &mut lost => return Err(error),
-                () = rested => self.try_again().await,
+                () = clock::until(next) => self.try_again().await,
                 () = work.notified(), if self.has_room() => {}
                 () = finish.cancelled(), if !finish.is_cancelled() => {}
             }

@@ -10,7 +10,9 @@ use lapin::options::BasicPublishOptions;
 use lapin::types::ShortString;
 use lapin::{BasicProperties, Channel, Confirmation};
 
+use super::message::PERSISTENT;
 use super::{BrokerError, Message};
+use crate::cluster::control::{self, Control};
 
 /// One message on its way to the broker.
 #[derive(Debug, Clone, PartialEq)]
@@ -24,6 +26,20 @@ pub(super) struct Publication {
 }
 
 impl Publication {
+    /// What one bridge says to another.
+    pub(super) fn control(
+        exchange: ShortString,
+        key: ShortString,
+        control: &Control,
+        mandatory: bool,
+    ) -> Self {
+        let properties = BasicProperties::default()
+            .with_content_type("application/json".into())
+            .with_type(control::TYPE.into())
+            .with_delivery_mode(PERSISTENT);
+        Self { exchange, key, properties, body: control.body().into(), mandatory }
+    }
+
     /// A receipt for the sender of `message`, if it wants one.
     pub(super) fn receipt(message: &Message, receipt: Option<Vec<u8>>) -> Option<Self> {
         let (receipt, reply_to) = (receipt?, message.reply_to()?);

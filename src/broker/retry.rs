@@ -1,5 +1,6 @@
 //! `Retry`: the wait between an attempt on a connection and the next.
 
+use std::convert::Infallible;
 use std::fmt::Display;
 use std::time::Duration;
 
@@ -8,6 +9,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
+use super::BrokerError;
 use crate::metrics;
 
 /// First and longest wait between two attempts. The jitter adds up to as much again, so the real
@@ -48,6 +50,19 @@ impl Retry {
         }
         self.began = Instant::now();
         true
+    }
+}
+
+/// Makes one attempt after the other, for as long as it is polled.
+pub(super) async fn for_ever<F>(connection: &'static str, attempt: impl Fn() -> F) -> Infallible
+where
+    F: Future<Output = Result<Infallible, BrokerError>>,
+{
+    let never = CancellationToken::new();
+    let mut retry = Retry::of(connection);
+    loop {
+        let Err(error) = attempt().await;
+        retry.wait(&error, &never).await;
     }
 }
 

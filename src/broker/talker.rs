@@ -16,8 +16,7 @@ use tracing::{info, warn};
 
 use super::connection::Link;
 use super::nodes::Nodes;
-use super::retry::Retry;
-use super::{BrokerError, client, topology};
+use super::{BrokerError, client, retry, topology};
 use crate::cluster::{Cluster, talk};
 use crate::device::Devices;
 use crate::settings::Settings;
@@ -50,21 +49,11 @@ impl Talker {
 
     /// Speaks and hears until `finish`, from when the first device has connected that can.
     pub(crate) async fn run(self, finish: CancellationToken) {
-        tokio::select! {
-            () = self.cluster.talk.until_wanted() => {}
-            () = finish.cancelled() => return,
-        }
-        let mut retry = Retry::of("talk");
-        loop {
-            let error = tokio::select! {
-                Err(error) = self.attempt() => error,
-                () = finish.cancelled() => return,
-            };
-            self.cluster.talk.set_open(false);
-            if !retry.wait(&error, &finish).await {
-                return;
-            }
-        }
+        let talking = async {
+            self.cluster.talk.until_wanted().await;
+            retry::for_ever("talk", || self.attempt()).await
+        };
+        finish.run_until_cancelled(talking).await;
     }
 
     async fn attempt(&self) -> Result<Infallible, BrokerError> {
@@ -73,6 +62,7 @@ impl Talker {
             result = self.talk(&link) => result,
             error = link.lost() => Err(error),
         };
+        self.cluster.talk.set_open(false);
         link.end(result).await
     }
 

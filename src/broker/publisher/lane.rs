@@ -5,16 +5,16 @@
 //! counts: there all that was said since is said again behind it.
 
 use std::collections::{BTreeSet, VecDeque};
-use std::future::pending;
 use std::time::Duration;
 
 use lapin::Channel;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 use tracing::warn;
 
 use super::super::publication::{Publication, Refusal};
 use super::super::window::{TRIES_MAX, Window};
 use super::item::Item;
+use crate::clock;
 
 /// Publications that may be on their way unconfirmed. A window of 200 reached twice the rate of a
 /// smaller one on a local broker; more only makes the repetition after a lost connection longer.
@@ -100,16 +100,10 @@ impl Lane {
     /// Waits for the broker's next word and draws what follows from it. An error means that the connection is of no
     /// use.
     pub(super) async fn answered(&mut self) -> Result<(), Refusal> {
-        let resting = async {
-            match self.rests_until {
-                Some(until) => sleep_until(until).await,
-                None => pending().await,
-            }
-        };
         let (number, result) = tokio::select! {
             biased;
             answered = self.window.answered() => answered,
-            () = resting => {
+            () = clock::until(self.rests_until) => {
                 self.rests_until = None;
                 return Ok(());
             }

@@ -15,7 +15,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use lapin::BasicProperties;
 use lapin::types::ShortString;
 use tokio::time::Instant;
 
@@ -23,12 +22,11 @@ use self::ending::Unbinding;
 use self::refused::Refused;
 use super::super::BrokerError;
 use super::super::intake::Intake;
-use super::super::message::PERSISTENT;
 use super::super::publication::Publication;
 use super::super::stream::Courier;
 use super::super::topology::Gate;
 use crate::clock::Moment;
-use crate::cluster::control::{self, Control};
+use crate::cluster::control::Control;
 use crate::cluster::{Cluster, Overdue, Work};
 use crate::command::Address;
 use crate::device::Devices;
@@ -261,7 +259,7 @@ impl<'a> Table<'a> {
             for bridge in self.cluster.others() {
                 let key = self.intake.settings.mq.alive_queue(&bridge).into();
                 // It vanishes in that queue.
-                let what = control_message(ShortString::default(), key, &Control::Alive, true);
+                let what = Publication::control(ShortString::default(), key, &Control::Alive, true);
                 self.publish(what, Sent::Asked(bridge))?;
             }
         }
@@ -305,7 +303,7 @@ impl<'a> Table<'a> {
             Work::Parked(address) => {
                 let control = Control::Parked { address: address.to_string() };
                 let (exchange, key) = (self.shared().into(), address.to_string().into());
-                let message = control_message(exchange, key, &control, true);
+                let message = Publication::control(exchange, key, &control, true);
                 self.publish(message, Sent::Parked(address))
             }
             Work::Begun => {
@@ -378,17 +376,4 @@ impl<'a> Table<'a> {
     fn inbox(&self, bridge: &str) -> String {
         self.intake.settings.mq.inbox(bridge)
     }
-}
-
-fn control_message(
-    exchange: ShortString,
-    key: ShortString,
-    control: &Control,
-    mandatory: bool,
-) -> Publication {
-    let properties = BasicProperties::default()
-        .with_content_type("application/json".into())
-        .with_type(control::TYPE.into())
-        .with_delivery_mode(PERSISTENT);
-    Publication { exchange, key, properties, body: control.body().into(), mandatory }
 }

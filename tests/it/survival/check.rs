@@ -1,6 +1,6 @@
 //! What must be true in the end, said of what was seen from the outside.
 
-use super::account::{Account, Receipt, Sent, Spec, Told};
+use super::account::{Account, Double, Receipt, Sent, Spec, Told};
 use super::presence::Presence;
 
 /// How late a command may be read that was written in time, on a loaded machine.
@@ -110,11 +110,15 @@ fn is_at_two(presence: &Presence, told: &Told) -> bool {
         && first.at_ms.max(last.at_ms) <= old_told.max(new_told) + LETTING_GO_MS
 }
 
+/// When its device was connected to two bridges.
+fn doubles_of<'a>(account: &'a Account, told: &'a Told) -> impl Iterator<Item = &'a Double> {
+    account.doubles.iter().filter(|double| double.device == told.spec.device)
+}
+
 /// Whether its device was connected to two bridges when one of them was killed: the broker gives to both what comes until
 /// another has taken over from that one.
 fn was_at_one_that_died(account: &Account, told: &Told) -> bool {
-    let mut doubles = account.doubles.iter().filter(|double| double.device == told.spec.device);
-    doubles.any(|double| {
+    doubles_of(account, told).any(|double| {
         account.outages.iter().any(|outage| {
             outage.bridge.is_some()
                 && !outage.orderly
@@ -128,10 +132,8 @@ fn was_at_one_that_died(account: &Account, told: &Told) -> bool {
 /// Whether its device was connected to two bridges shortly before: until the binding to the earlier one has ended at all
 /// nodes, the broker gives to both what comes, and that one passes its copy on to the other.
 fn was_bound_twice(account: &Account, told: &Told) -> bool {
-    account.doubles.iter().any(|double| {
-        double.device == told.spec.device
-            && (double.from_ms..=double.to_ms + UNBINDING_MS).contains(&told.published_ms)
-    })
+    doubles_of(account, told)
+        .any(|double| (double.from_ms..=double.to_ms + UNBINDING_MS).contains(&told.published_ms))
 }
 
 /// What was not is undelivered, with the outcome that its sender was told.

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::super::super::BrokerError;
 use super::super::super::publication::Publication;
-use super::{Asked, CLAIM_AGAIN, Ending, Entry, Sent, Table, control_message};
+use super::{Asked, CLAIM_AGAIN, Ending, Entry, Sent, Table};
 use crate::cluster::control::Control;
 use crate::command::Address;
 
@@ -108,7 +108,7 @@ impl Table<'_> {
         let is_bound = matches!(self.entries.get(address), Some(Entry::Bound));
         let control = Control::Claim { address: named, bridge, epoch, opened_ms, is_bound };
         let (exchange, key) = (self.shared().into(), address.to_string().into());
-        let mut message = control_message(exchange, key, &control, true);
+        let mut message = Publication::control(exchange, key, &control, true);
         // It is made again then. The broker gives what has expired to whoever takes commands off the queue,
         // who learns from it that nobody reads that inbox.
         let expiration = CLAIM_AGAIN.as_millis().to_string();
@@ -275,6 +275,9 @@ impl Table<'_> {
     /// Says something to a bridge.
     pub(super) fn say(&mut self, bridge: &str, control: &Control) -> Result<(), BrokerError> {
         let inbox = self.inbox(bridge).into();
-        self.publish(control_message(ShortString::default(), inbox, control, false), Sent::Said)
+        self.publish(
+            Publication::control(ShortString::default(), inbox, control, false),
+            Sent::Said,
+        )
     }
 }
